@@ -1,0 +1,292 @@
+"""`Program`: a traced model with its example inputs, the noun that every stage takes and returns."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from optin_fx.errors import LoadError, SaveError, TraceError
+
+EXTRA_FILE = "optin_fx.json"
+
+
+class Program:
+    """A model as an FX graph of ATen ops, with its weights and one set of example inputs.
+
+    Attributes:
+        exported: the `torch.export.ExportedProgram`.
+        args, kwargs: example inputs, called as the model is. Costs are counted at their sizes.
+        provenance: JSON-able facts about how the program came to be (plan, scores, versions).
+    """
+
+    def __init__(
+        self,
+        exported: ExportedProgram,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.exported = exported
+        self.args = tuple(args)
+        self.kwargs = dict(kwargs or {})
+        self.provenance = dict(provenance or {})
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    def module(self) -> nn.Module:
+        """The program as a callable, trainable `torch.fx.GraphModule`; its parameters are the program's own."""
+        return self.exported.module(check_guards=False)
+
+    @cached_property
+    def graph_module(self) -> fx.GraphModule:
+        """`module()`, made once. For reading and running only: passes copy its graph before they edit."""
+        return self.exported.module(check_guards=False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program without gradients, called as the model is."""
+        with torch.no_grad():
+            return self.graph_module(*args, **kwargs)
+
+    # -- facts ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every parameter, buffer and lifted constant by its name in `graph_module`."""
+        module = self.graph_module
+        names = {str(node.target): None for node in module.graph.nodes if node.op == "get_attr"}
+        found = {name: attribute(module, name) for name in names}
+        return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+
+    @cached_property
+    def input_names(self) -> tuple[str, ...]:
+        """Placeholder names of the user's inputs, in call order."""
+        return tuple(
+            str(spec.arg.name) for spec in self.exported.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the graph's structure and of parameter names and shapes (not of their values)."""
+        digest = hashlib.sha256()
+        for node in self.graph_module.graph.nodes:
+            digest.update(f"{node.op} {node.target}\n".encode())
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        nodes = len(self.graph_module.graph.nodes)
+        params = sum(p.numel() for p in unique_storages(self.tensors.values()))
+        return f"Program({nodes} nodes, {params:,} parameters, inputs {', '.join(self.input_names)})"
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write a `.pt2` that `ofx.load` and `torch.export.load` both read.
+
+        Raises:
+            SaveError: the place cannot be written.
+        """
+        path = Path(path)
+        facts = {
+            "format": 1,
+            "provenance": self.provenance,
+            "pytree_modules": _modules_of_output_types(self.exported),
+        }
+        examples = io.BytesIO()
+        torch.save({"args": self.args, "kwargs": self.kwargs}, examples)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.export.save(
+                self.exported,
+                path,
+                extra_files={EXTRA_FILE: json.dumps(facts), "optin_fx_examples.hex": examples.getvalue().hex()},
+            )
+        except OSError as error:
+            raise SaveError(
+                f"cannot write the program: {error.strerror or error}",
+                at=str(path),
+                so="nothing was saved",
+                fix="choose a folder that exists and that you may write to",
+            ) from error
+        return path
+
+
+def trace(
+    model: nn.Module | ExportedProgram | Program,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> Program:
+    """Trace a model to a `Program` with `torch.export` (non-strict), on a deep copy in eval mode.
+
+    Args:
+        model: an `nn.Module`, or an `ExportedProgram` that you made yourself.
+        args, kwargs: example inputs. A leading batch of one is doubled for tracing, so that it can stay dynamic.
+        dynamic_shapes: as for `torch.export.export`. `None` makes dim 0 of every tensor input one dynamic
+            "batch" where the model allows it, and static where it does not; `{}` makes everything static.
+
+    Raises:
+        TraceError: torch.export refused the model; the message carries torch's reason.
+    """
+    if isinstance(model, Program):
+        return model
+    kwargs = dict(kwargs or {})
+    if isinstance(model, ExportedProgram):
+        if not args and not kwargs and model.example_inputs is not None:
+            args, kwargs = model.example_inputs
+        return Program(model, args, kwargs)
+    if not isinstance(model, nn.Module):
+        raise TraceError(
+            f"cannot trace a {type(model).__name__}",
+            fix="pass an nn.Module or a torch.export.ExportedProgram",
+        )
+    if isinstance(args, torch.Tensor):
+        args = (args,)
+    if not args and not kwargs:
+        raise TraceError("no example inputs", so="the model cannot be traced", fix="pass args and kwargs as the model is called")
+    # A fresh copy, never run: some models cache constants at their first forward, and export would bake those in.
+    fresh = copy.deepcopy(model).eval()
+    for parameter in fresh.parameters():
+        parameter.requires_grad_(requires_grad=parameter.is_floating_point())
+    example_args, example_kwargs = tuple(args), kwargs
+    refusals: list[Exception] = []
+    attempts = [dynamic_shapes]
+    if dynamic_shapes is None:
+        args, kwargs = pytree.tree_map_only(torch.Tensor, _at_least_two_rows, (tuple(args), kwargs))
+        dims = (torch.export.Dim("batch"), torch.export.Dim.AUTO)
+        attempts = [_batch_dynamic(fresh, tuple(args), kwargs, dim) for dim in dims] + [None]
+    elif not dynamic_shapes:
+        attempts = [None]
+    for shapes in attempts:
+        if shapes is None and dynamic_shapes is None:
+            args, kwargs = example_args, example_kwargs
+        try:
+            exported = torch.export.export(fresh, tuple(args), kwargs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:  # torch.export raises many types; all of them mean "refused", and the reason is passed on
+            refusals.append(error)
+            continue
+        return Program(exported, example_args, example_kwargs)
+    reason = str(refusals[-1]).strip().splitlines() or [type(refusals[-1]).__name__]
+    raise TraceError(
+        f"torch.export refused {type(model).__name__}: {reason[0][:300]}",
+        at=_user_line(refusals[-1]),
+        so="there is no graph to prune",
+        fix="make torch.export.export(model.eval(), args, kwargs, strict=False) work first; common cures are "
+        "use_cache=False for decoders, returning tensors only, and torch.cond in place of data-dependent ifs",
+    ) from refusals[-1]
+
+
+def load(path: str | Path) -> Program:
+    """Read a `.pt2` written by `Program.save` (or by `torch.export.save`).
+
+    Raises:
+        LoadError: the file is missing, truncated, or not an exported program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LoadError("no such file", at=str(path), fix="check the path; programs end in .pt2")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            texts = {Path(name).name: name for name in archive.namelist()}
+            facts = json.loads(archive.read(texts[EXTRA_FILE])) if EXTRA_FILE in texts else {}
+            examples = archive.read(texts["optin_fx_examples.hex"]) if "optin_fx_examples.hex" in texts else None
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise LoadError(
+            f"not a readable .pt2: {error}",
+            at=str(path),
+            fix="the file is truncated or of another kind; write it again with program.save(path)",
+        ) from error
+    for module in facts.get("pytree_modules", ()):
+        __import__(module)
+    try:
+        exported = torch.export.load(path)
+    except Exception as error:  # the reader of torch raises many types on foreign archives
+        raise LoadError(
+            f"torch.export cannot read it: {str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__}",
+            at=str(path),
+            fix="write the file with program.save(path) or torch.export.save, with this version of torch or an older one",
+        ) from error
+    if examples is not None:
+        inputs = torch.load(io.BytesIO(bytes.fromhex(examples.decode())), weights_only=True)
+        return Program(exported, inputs["args"], inputs["kwargs"], provenance=facts.get("provenance"))
+    args, kwargs = exported.example_inputs or ((), {})
+    return Program(exported, args, kwargs)
+
+
+def attribute(module: nn.Module, name: str) -> Any:
+    """`module.a.b.c` for the dotted name `a.b.c`."""
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def storage_key(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Equal for two tensors that are the same view of the same memory, that is, tied."""
+    return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+def unique_storages(tensors: Any) -> list[torch.Tensor]:
+    """The tensors with ties counted once, in order."""
+    return list({storage_key(tensor): tensor for tensor in tensors}.values())
+
+
+def _at_least_two_rows(tensor: torch.Tensor) -> torch.Tensor:
+    # torch.export specialises extents of 0 and 1, so a batch of one could not stay dynamic
+    return torch.cat([tensor, tensor]) if tensor.dim() and tensor.shape[0] == 1 else tensor
+
+
+def _batch_dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dim: Any) -> Any:
+    rows = {t.shape[0] for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.dim()}
+    if len(rows) != 1:
+        dim = torch.export.Dim.AUTO
+
+    def mark(leaf: Any) -> Any:
+        return {0: dim} if isinstance(leaf, torch.Tensor) and leaf.dim() else None
+
+    if not kwargs:
+        return pytree.tree_map(mark, args)
+    named = inspect.signature(model.forward).bind_partial(*args).arguments if args else {}
+    return pytree.tree_map(mark, {**named, **kwargs})
+
+
+def _user_line(error: BaseException) -> str | None:
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+        trace = trace.tb_next
+    own = [(file, line) for file, line in frames if "/torch/" not in file and "optin_fx" not in file]
+    return f"{own[-1][0]}:{own[-1][1]}" if own else None
+
+
+def _modules_of_output_types(exported: ExportedProgram) -> list[str]:
+    """Modules to import before reading, because they register the model's input and output classes as pytrees."""
+    found: set[str] = set()
+
+    def visit(spec: Any) -> None:
+        if spec.type is not None and not spec.type.__module__.startswith(("builtins", "torch", "collections")):
+            found.add(spec.type.__module__)
+        for child in spec.children():
+            visit(child)
+
+    for spec in (exported.call_spec.in_spec, exported.call_spec.out_spec):
+        if spec is not None:
+            visit(spec)
+    return sorted(found)
