@@ -1,0 +1,67 @@
+"""The application: its subcommands, its exit codes.
+
+Exit codes: 0 done; 1 a bug (with a traceback); 2 refused, with the reason (what, at, so, fix); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+import click
+import typer
+
+from optin_fx.cli import change, engines, look
+from optin_fx.cli.output import note, show_error
+from optin_fx.errors import OptinError
+
+app = typer.Typer(
+    name="optin-fx",
+    help="Makes trained networks smaller and faster in one shot, without retraining.\n\n"
+    "MODEL is model.pt2, package.module:factory, timm:NAME or hf:NAME_OR_FOLDER.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (look.group, look.score, change.search, change.rewrite, change.verify, change.prune):
+    app.command()(command)
+for command in (engines.measure, engines.lower, look.cost, look.passes):
+    app.command()(command)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; the exit code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = app(args=list(arguments), prog_name="optin-fx", standalone_mode=False)
+        except OptinError as error:
+            show_error(error, as_json="--json" in arguments)
+            return 2
+        except click.ClickException as error:
+            error.show()
+            return error.exit_code
+        except click.exceptions.Exit as stop:
+            return stop.exit_code
+        except (KeyboardInterrupt, click.exceptions.Abort):
+            note("interrupted")
+            return 130
+        except BrokenPipeError:  # `optin-fx group … | head` is no failure
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+    return code if isinstance(code, int) else 0
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    # our own warnings are for the user; those of libraries are for developers
+    if category.__module__.startswith("optin_fx"):
+        note(f"warning: {message}")

@@ -1,0 +1,130 @@
+"""Commands that make a smaller model: search, rewrite, verify, prune."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import optin_fx as ofx
+from optin_fx.cli import options
+from optin_fx.cli.data import read_data
+from optin_fx.cli.output import note, plain, say, show, writable_file, writable_folder
+from optin_fx.errors import PlanError
+from optin_fx.models import Sizes, find_model, read_model
+
+PlanFile = Annotated[Path, typer.Option("--plan", help="plan.json, as `search` or `prune` wrote it")]
+
+
+def read_plan(path: Path) -> ofx.Plan:
+    """A plan from a JSON file.
+
+    Raises:
+        PlanError: no such file, or not a plan.
+    """
+    try:
+        return ofx.Plan.from_json(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text"
+        raise PlanError(f"cannot read the plan: {reason}", at=str(path), fix="give the plan.json that `search` or `prune` wrote") from error
+
+
+def search(
+    model: options.Model,
+    budget: options.Budget = "flops <= 50%",
+    score: options.Score = "trajectory-sketch",
+    data: options.Data = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="write the plan to this .json file")] = None,
+    rows: options.Rows = 8,
+    samples: options.Samples = 256,
+    as_json: options.Json = False,
+    batch: options.Batch = 1,
+    length: options.Length = 128,
+    image: options.Image = None,
+    weights: options.Weights = "pretrained",
+) -> None:
+    """Choose the units to keep under a budget."""
+    if out is not None:
+        writable_file(out)
+    program = read_model(model, Sizes(batch, length, image, weights))
+    scores = ofx.score(program, score, data=read_data(data, program, rows=rows, samples=samples))
+    plan = ofx.search(program, scores, budget=budget)
+    if out is not None:
+        out.write_text(plan.to_json())
+    show(plan, json.loads(plan.to_json()), as_json=as_json)
+
+
+def rewrite(
+    model: options.Model,
+    plan: PlanFile,
+    out: options.Out = Path("pruned.pt2"),
+    as_json: options.Json = False,
+    batch: options.Batch = 1,
+    length: options.Length = 128,
+    image: options.Image = None,
+    weights: options.Weights = "pretrained",
+) -> None:
+    """Cut the model physically as a plan says, and save it."""
+    writable_file(out)
+    chosen = read_plan(plan)
+    program = read_model(model, Sizes(batch, length, image, weights))
+    small = ofx.rewrite(program, chosen)
+    small.save(out)
+    before, after = ofx.cost(program), ofx.cost(small)
+    facts = {
+        "file": out,
+        "flops": {"before": before.flops, "after": after.flops},
+        "params": {"before": before.params, "after": after.params},
+    }
+    text = f"{out}: {after.flops / before.flops:.1%} of the FLOPs, {after.params / before.params:.1%} of the parameters"
+    show(text, facts, as_json=as_json)
+
+
+def verify(
+    model: options.Model,
+    plan: PlanFile,
+    as_json: options.Json = False,
+    batch: options.Batch = 1,
+    length: options.Length = 128,
+    image: options.Image = None,
+    weights: options.Weights = "pretrained",
+) -> None:
+    """Check that the physically smaller model computes what the masked one does."""
+    chosen = read_plan(plan)
+    agreement = ofx.verify(read_model(model, Sizes(batch, length, image, weights)), chosen)
+    show(agreement, agreement, as_json=as_json)
+
+
+def prune(
+    model: options.Model,
+    budget: options.Budget = "flops <= 50%",
+    score: options.Score = "trajectory-sketch",
+    data: options.Data = None,
+    compensate: Annotated[
+        bool, typer.Option("--compensate/--no-compensate", help="fold what was removed into what stays, in closed form")
+    ] = True,
+    out: options.Out = Path("optin-out"),
+    rows: options.Rows = 8,
+    samples: options.Samples = 256,
+    as_json: options.Json = False,
+    batch: options.Batch = 1,
+    length: options.Length = 128,
+    image: options.Image = None,
+    weights: options.Weights = "pretrained",
+) -> None:
+    """All in one: trace, group, score, search, rewrite. Writes pruned.pt2, plan.json and report.md into a folder."""
+    writable_folder(out)
+    source = find_model(model, Sizes(batch, length, image, weights))
+    program = ofx.trace(source.model, source.args, source.kwargs)
+    batches = read_data(data, program, rows=rows, samples=samples)
+    result = ofx.prune(program, program.args, program.kwargs, data=batches, score=score, budget=budget, compensate=compensate)
+    result.program.save(out / "pruned.pt2")
+    (out / "plan.json").write_text(result.plan.to_json())
+    (out / "report.md").write_text(f"# {model}, {budget}\n\n{result.report}\n")
+    facts = {"folder": out, "plan": json.loads(result.plan.to_json()), "report": plain(result.report)}
+    show(result.report, facts, as_json=as_json)
+    if not as_json:
+        say(f"\nwrote {out}/pruned.pt2, plan.json and report.md")
+        note(f"next: optin-fx measure {model} {out}/pruned.pt2; optin-fx lower {out}/pruned.pt2 --out {out}/model.onnx")

@@ -1,0 +1,39 @@
+"""The options that several commands share, each with its unit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+Model: TypeAlias = Annotated[str, typer.Argument(metavar="MODEL", help="model.pt2, package.module:factory, timm:NAME or hf:NAME_OR_FOLDER")]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout, for machines")]
+Batch: TypeAlias = Annotated[
+    int, typer.Option("--batch", min=1, help="rows of the example inputs of timm: and hf: models; costs count all")
+]
+Length: TypeAlias = Annotated[int, typer.Option("--length", min=1, help="tokens of the example text of hf: models")]
+Image: TypeAlias = Annotated[
+    int | None, typer.Option("--image", min=1, metavar="PIXELS", help="side of the square example image [default: what the model says]")
+]
+Weights: TypeAlias = Annotated[
+    str, typer.Option("--weights", metavar="pretrained|random|FILE", help="weights of timm: and hf: models; FILE is a state dict")
+]
+Score: TypeAlias = Annotated[
+    str, typer.Option("--score", metavar="NAME", help="what tells important units; `optin-fx passes` lists the names")
+]
+Data: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="SOURCE",
+        help="calibration inputs, no labels: package.module:factory, a .pt, .safetensors or .npz file, or 'random' (noise, a last resort)",
+    ),
+]
+Rows: TypeAlias = Annotated[int, typer.Option("--rows", min=1, help="samples per calibration batch, if --data is one long tensor or noise")]
+Samples: TypeAlias = Annotated[int, typer.Option("--samples", min=1, help="most samples used, if --data is one long tensor or noise")]
+Budget: TypeAlias = Annotated[
+    str, typer.Option("--budget", metavar="TEXT", help="share of the dense model's cost that may stay, e.g. 'flops <= 50%'")
+]
+Target: TypeAlias = Annotated[str, typer.Option("--target", metavar="NAME", help="engine, e.g. onnxruntime:cpu or eager:cpu")]
+Out: TypeAlias = Annotated[Path, typer.Option("--out", "-o", help="where to write; made if need be")]
