@@ -7,21 +7,17 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-for-development
-PYTEST_ARGS ?=
-
-# One thread for each test process: the tests run in parallel, and small tensors gain nothing from more.
-TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .PHONY: demo test lint fmt venv clean
 
 demo: $(STAMP)
-	$(BIN)/python -m tools.demo --out demo-out
+	$(BIN)/python tools/demo.py --out demo-out
 
 test: $(STAMP)
-	$(BIN)/python -m tools.check
+	$(BIN)/python tools/check.py
 
 lint: $(STAMP)
-	$(BIN)/python -m tools.check lint types
+	$(BIN)/python tools/check.py lint types
 
 fmt: $(STAMP)
 	$(BIN)/ruff check --fix --quiet .

@@ -8,6 +8,7 @@ hf:NAME_OR_FOLDER          AutoModel of transformers; the example inputs come fr
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -92,9 +93,10 @@ def find_object(spec: str) -> Any:
     try:
         return getattr(module, name)
     except AttributeError as error:
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        public = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        close = difflib.get_close_matches(name, public, n=5) or public[:5]
         raise LoadError(
-            f"module '{module_name}' has no '{name}'", at=spec, fix=f"it has: {', '.join(sorted(public)[:12]) or 'no functions'}"
+            f"module '{module_name}' has no '{name}'", at=spec, fix=f"it has {', '.join(close)}" if close else "check the module's name"
         ) from error
 
 
@@ -123,7 +125,7 @@ def _timm(name: str, sizes: Sizes) -> Source:
     try:
         model = timm.create_model(name, pretrained=sizes.weights == "pretrained")
     except RuntimeError as error:  # timm says "Unknown model (…)" and "No pretrained weights exist …" like this
-        close = timm.list_models(f"*{name.split('.')[0][:8]}*")[:8]
+        close = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise LoadError(
             f"timm cannot make it: {_first_line(error)}",
             at=spec,

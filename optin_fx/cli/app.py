@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-import click
 import typer
 
 from optin_fx.cli import change, engines, look
@@ -35,6 +34,7 @@ for command in (engines.measure, engines.lower, look.cost, look.passes):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # stderr is for our own notes
     sys.exit(run(arguments))
 
 
@@ -43,22 +43,13 @@ def run(arguments: Sequence[str]) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            code = app(args=list(arguments), prog_name="optin-fx", standalone_mode=False)
+            app(args=list(arguments), prog_name="optin-fx")
         except OptinError as error:
             show_error(error, as_json="--json" in arguments)
             return 2
-        except click.ClickException as error:
-            error.show()
-            return error.exit_code
-        except click.exceptions.Exit as stop:
-            return stop.exit_code
-        except (KeyboardInterrupt, click.exceptions.Abort):
-            note("interrupted")
-            return 130
-        except BrokenPipeError:  # `optin-fx group … | head` is no failure
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-    return code if isinstance(code, int) else 0
+        except SystemExit as stop:  # typer always ends like this: 0, 2 for wrong usage, 130 for Ctrl-C
+            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
