@@ -16,6 +16,8 @@ from .task import Batch, Labels, Metrics, Run, Task, call, pick
 # Modules are imported when asked for: a task needs transformers or timm, and none needs both.
 _HOMES = {
     "reviews": ("reviews", "Reviews"),
+    "embeddings": ("embeddings", "Embeddings"),
+    "photos": ("photos", "Photos"),
 }
 NAMES = tuple(_HOMES)
 

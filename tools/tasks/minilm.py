@@ -53,11 +53,11 @@ def weights() -> Encoded:
 
 
 def encoder() -> nn.Module:
-    """`BertModel` with the published weights."""
+    """`BertModel` with the published weights, without the pooler, which sentence embeddings do not use."""
     from transformers import BertModel
 
-    model = BertModel(config())
-    model.load_state_dict(weights())
+    model = BertModel(config(), add_pooling_layer=False)
+    model.load_state_dict({name: value for name, value in weights().items() if not name.startswith("pooler.")})
     return model.eval()
 
 
