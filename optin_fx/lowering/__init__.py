@@ -1,0 +1,22 @@
+"""Engines: a program made ready for ONNX Runtime, OpenVINO, TensorRT, TensorRT-RTX, inductor, or torch itself."""
+
+from optin_fx.lowering import eager as _eager
+from optin_fx.lowering import onnx as _onnx
+from optin_fx.lowering import onnxruntime as _onnxruntime
+from optin_fx.lowering.closeness import Closeness
+from optin_fx.lowering.engine import Engine
+from optin_fx.lowering.registry import Backend, Target, load_engine, lower, parse_target, register, targets
+from optin_fx.lowering.signature import Signature
+
+__all__ = [
+    "Backend",
+    "Closeness",
+    "Engine",
+    "Signature",
+    "Target",
+    "load_engine",
+    "lower",
+    "parse_target",
+    "register",
+    "targets",
+]

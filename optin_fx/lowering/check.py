@@ -1,0 +1,42 @@
+"""Run an engine beside its program and compare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from optin_fx.lowering.closeness import Closeness, closeness
+from optin_fx.lowering.engine import Engine
+from optin_fx.program import Program
+
+# A second batch size catches a batch that an exporter has baked in.
+OTHER_BATCH = 3
+
+
+def agreement(engine: Engine, program: Program) -> Closeness:
+    """The worse of the differences at the example inputs and, where the batch is dynamic, at another batch size."""
+    calls = [(program.args, program.kwargs)]
+    low, high = engine.signature.bounds.get("batch", (1, 1))
+    if low <= OTHER_BATCH <= (high or OTHER_BATCH):
+        calls.append(engine.signature.resized(program.args, program.kwargs, OTHER_BATCH))
+    worst = Closeness(0.0, 0.0)
+    for args, kwargs in calls:
+        found = compare(engine, program, args, kwargs)
+        worst = Closeness(*(max(a, b) for a, b in zip(_fields(worst), _fields(found), strict=True)))
+    return worst
+
+
+def compare(engine: Engine, program: Program, args: Any, kwargs: Any) -> Closeness:
+    """Differences between engine and program on one call."""
+    return closeness(tensors_of(engine(*args, **kwargs)), tensors_of(program(*args, **kwargs)))
+
+
+def tensors_of(structure: Any) -> list[torch.Tensor]:
+    """The tensors in a structure, in order."""
+    return [leaf for leaf in pytree.tree_leaves(structure) if isinstance(leaf, torch.Tensor)]
+
+
+def _fields(item: Closeness) -> tuple[float, float, float]:
+    return item.max_abs, item.max_rel, item.unequal

@@ -1,0 +1,237 @@
+"""A program as an ONNX model: exported, named, checked, written. The ONNX-based targets share it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from optin_fx.errors import LoweringError, MissingExtra
+from optin_fx.lowering.precision import in_precision
+from optin_fx.lowering.signature import Signature
+from optin_fx.lowering.symbols import renamed
+from optin_fx.program import Program
+
+# Opset 20 is the portable one: from 23 on, attention becomes one `Attention` node, which TensorRT refuses in fp32 and for value
+# heads narrower than query heads, and which gains nothing on CPUs. A valid bf16 `Conv` exists from opset 22 on.
+OPSET = 20
+OPSET_BF16 = 22
+# protobuf's limit is 2 GiB; leave room for the graph itself
+EXTERNAL_DATA_ABOVE = 2**31 - 2**27
+NOISY = ("torch.onnx._internal.exporter._core", "onnxscript.optimizer._constant_folding")
+
+
+def to_onnx(
+    program: Program, signature: Signature, *, precision: str = "fp32", opset: int | None = None, optimize: bool = True
+) -> Any:
+    """Export with torch's dynamo exporter.
+
+    Args:
+        program: the program.
+        signature: names for inputs, outputs and dynamic dims.
+        precision: `fp32` (also for tf32), `fp16` or `bf16`: arithmetic inside; inputs and outputs keep their dtypes.
+        opset: ONNX opset, by default 20 (22 for bf16).
+        optimize: let onnxscript fold constants and fuse.
+
+    Returns:
+        An `onnx_ir.Model`; its weights share memory with the program's.
+
+    Raises:
+        LoweringError: the exporter refuses an op, or the model is not valid ONNX.
+        MissingExtra: onnx or onnxscript is not installed.
+    """
+    for package in ("onnx", "onnxscript"):
+        require(package, "onnx", needed_for="lowering to ONNX")
+    opset = opset or (OPSET_BF16 if precision == "bf16" else OPSET)
+    if precision == "bf16" and opset < OPSET_BF16:
+        raise LoweringError(
+            f"bf16 needs opset {OPSET_BF16}, not {opset}", so="Conv takes no bfloat16 before that", fix=f"leave opset out, or pass {OPSET_BF16}"
+        )
+    precise = in_precision(program, precision)
+    leaf_count = len(signature.tensor_outputs)
+    try:
+        # without gradients, or attention is decomposed twice with two layouts and a `view` of it fails (seen in T5)
+        with quiet_exporter(), torch.no_grad():
+            exported = torch.onnx.export(
+                _unguarded(precise.exported), precise.args, kwargs=precise.kwargs, dynamo=True, opset_version=opset, optimize=optimize, verbose=False
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise LoweringError(
+            f"the ONNX exporter refuses the program: {_reason(error)}",
+            at=_refused_node(error),
+            so="there is no ONNX model",
+            fix="rewrite that line of the model with other ops, or lower to eager, inductor or aotinductor",
+        ) from error
+    if exported is None:
+        raise LoweringError("the ONNX exporter returned nothing", fix="lower to eager, inductor or aotinductor")
+    model = exported.model
+    if len(model.graph.outputs) != leaf_count or len(model.graph.inputs) != len(signature.tensor_inputs):
+        raise LoweringError(
+            f"the ONNX graph has {len(model.graph.inputs)} inputs and {len(model.graph.outputs)} outputs, "
+            f"the program {len(signature.tensor_inputs)} and {leaf_count}",
+            so="outputs cannot be matched with the model's",
+            fix="return plain tensors from the model, and do not update buffers in forward",
+        )
+    _name(model, signature)
+    one_float_dtype(model)
+    return model
+
+
+def _unguarded(exported: ExportedProgram) -> ExportedProgram:
+    """The same program without shape guards: torch writes them in terms of a local called L, which a `forward(*args)` does not
+    have, and the exporter runs them. Sizes are checked by `Signature`.
+    """
+    unguarded = copy.copy(exported)
+    unguarded._guards_code = []
+    return unguarded
+
+
+def _name(model: Any, signature: Signature) -> None:
+    """Give graph inputs, outputs and dynamic dims the signature's names."""
+    import onnx_ir as ir
+
+    renames = _symbol_names(model, signature)
+    taken = {leaf.name for leaf in (*signature.inputs, *signature.outputs)}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in taken:
+                value.name = f"{value.name}_inner"
+            if value.shape is not None:
+                value.shape = ir.Shape([renamed(str(dim), renames) if not isinstance(dim, int) else dim for dim in value.shape])
+    for value, leaf in zip(model.graph.inputs, signature.tensor_inputs, strict=True):
+        value.name = leaf.name
+        value.shape = ir.Shape(leaf.sizes)
+    values = list(model.graph.outputs)
+    if len({id(value) for value in values}) != len(values) or any(value.is_graph_input() for value in values):
+        raise LoweringError("one value is returned twice by the ONNX graph", fix="clone one of the outputs in the model")
+    for value, leaf in zip(values, signature.tensor_outputs, strict=True):
+        value.name = leaf.name
+        value.shape = ir.Shape(leaf.sizes)
+
+
+def _symbol_names(model: Any, signature: Signature) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for value, leaf in zip(model.graph.inputs, signature.tensor_inputs, strict=True):
+        for dim, size in zip(value.shape or (), leaf.sizes, strict=False):
+            if isinstance(size, str) and size.isidentifier() and not isinstance(dim, int):
+                found[str(dim.value)] = size
+    return found
+
+
+def one_float_dtype(model: Any) -> None:
+    """Refuse convolutions and products whose weight has another float dtype than their input.
+
+    Folding a bf16 BatchNorm into its Conv leaves float32 weights on bfloat16 inputs: invalid, and nobody says so.
+    """
+    for node in model.graph:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        dtypes = {value.dtype for value in node.inputs if value is not None and value.dtype is not None}
+        if len(dtypes) > 1:
+            raise LoweringError(
+                f"ONNX node {node.name} ({node.op_type}) mixes {' and '.join(sorted(dtype.name for dtype in dtypes))}",
+                at=str(node.metadata_props.get("pkg.torch.onnx.fx_node", "")).splitlines()[0][:200] or None,
+                so="the model is not valid ONNX",
+                fix="fold BatchNorm into its convolution before lowering in bf16, or lower in fp32 or fp16",
+            )
+
+
+def check_onnx(path: Path) -> None:
+    """Run onnx.checker on a written model, with shape inference.
+
+    Raises:
+        LoweringError: with the checker's reason.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise LoweringError(
+            f"onnx.checker refuses the model: {str(error).splitlines()[0][:300]}",
+            at=str(path),
+            so="no engine would load it",
+            fix="please report this with the model: an exported program should always be valid ONNX",
+        ) from error
+
+
+def write_onnx(model: Any, path: Path, *, external_above: int = EXTERNAL_DATA_ABOVE) -> list[Path]:
+    """Write the model, with weights in `<path>.data` if they take more than `external_above` bytes; returns the files."""
+    import onnx_ir as ir
+
+    if weight_bytes(model) <= external_above:
+        ir.save(model, path)
+        return [path]
+    data = path.with_name(path.name + ".data")
+    ir.save(model, path, external_data=data.name)
+    return [path, data]
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of all initialisers."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+
+
+def op_counts(model: Any) -> dict[str, int]:
+    """Op type -> number of nodes."""
+    counts: dict[str, int] = {}
+    for node in model.graph:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def require(package: str, extra: str, *, needed_for: str) -> Any:
+    """Import a package, or say which extra to install."""
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingExtra(package, extra, needed_for=needed_for) from error
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Silence notes on leaves that are no tensors (the signature carries those) and on constants that are not folded."""
+    loggers = [logging.getLogger(name) for name in NOISY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines: Sequence[str] = _plain(error).splitlines() or [type(error).__name__]
+    return lines[0][:300]
+
+
+def _plain(error: BaseException) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+
+
+def _refused_node(error: BaseException) -> str | None:
+    """The FX node that the exporter names, without the exporter's own words around it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        found = re.search(r"(?:translating node|executing) (%\w+) : .*?target=([\w.]+)", _plain(cause))
+        if found:
+            line = re.search(r'File "([^"]+)", line (\d+)(?!.*File ")', _plain(cause).partition("Original traceback:")[2], re.DOTALL)
+            return f"{found[1]} ({found[2]})" + (f", {line[1]}:{line[2]}" if line else "")
+        cause = cause.__cause__
+    return None

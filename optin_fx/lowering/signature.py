@@ -1,0 +1,279 @@
+"""How a model is called, as data: the flat tensors that an engine sees, and the way there and back.
+
+An engine file outlives the Python model, so everything here is JSON-able: names, dtypes, sizes, named symbols, and torch's own
+text form of the input and output structures.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from optin_fx.errors import LoweringError
+from optin_fx.lowering.symbols import Size, name_symbols, sizes_of
+from optin_fx.program import Program
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One leaf of the model's input or output structure.
+
+    Attributes:
+        name: stable name: the program's placeholder for inputs, the place in the output structure for outputs.
+        dtype: `float32`, `int64`, ...; `None` for a leaf that is no tensor.
+        sizes: one int, or one text over the symbols' names, per dim.
+        constant: the value of a leaf that is no tensor (None, a bool, a number, a text).
+    """
+
+    name: str
+    dtype: str | None
+    sizes: tuple[Size, ...] = ()
+    constant: Any = None
+
+    @property
+    def is_tensor(self) -> bool:
+        return self.dtype is not None
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, str(self.dtype))
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs, outputs and symbols of a program.
+
+    Attributes:
+        inputs, outputs: the leaves in flattening order.
+        bounds: per symbol, the least and the largest size (`None`: not bounded).
+        in_spec, out_spec: the structures in torch's text form.
+        parameters: names of `forward`'s parameters in order, so that a keyword may stand for a position.
+        modules: to import before the structures can be read.
+    """
+
+    inputs: tuple[Leaf, ...]
+    outputs: tuple[Leaf, ...]
+    bounds: Mapping[str, tuple[int, int | None]]
+    in_spec: str
+    out_spec: str
+    parameters: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(program: Program, dim_names: Mapping[str, Mapping[int, str]] | None = None) -> Signature:
+        """Read the signature off a program.
+
+        Args:
+            program: the program; its dynamic dims become named symbols.
+            dim_names: input name -> dim -> symbol name. By default a leading dynamic dim is `batch` and any other
+                `<input>_dim<k>`.
+        """
+        exported = program.exported
+        values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
+        user_inputs = [spec.arg for spec in exported.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+        user_outputs = [spec.arg for spec in exported.graph_signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
+        symbols = name_symbols({arg.name: values.get(arg.name) for arg in user_inputs}, dim_names)
+        in_spec, out_spec = exported.call_spec.in_spec, exported.call_spec.out_spec
+        if in_spec is None or out_spec is None:
+            raise LoweringError("the exported program has no call structure", fix="export it again with torch.export.export")
+        output_names = _distinct(_paths(out_spec), taken={arg.name for arg in user_inputs})
+        bounds = {}
+        for symbol, limits in exported.range_constraints.items():
+            if str(symbol) in symbols:
+                low, high = str(limits.lower), str(limits.upper)
+                bounds[symbols[str(symbol)]] = (int(low), int(high) if high.isdigit() else None)
+        return Signature(
+            inputs=tuple(_leaf(arg, arg.name, values, symbols) for arg in user_inputs),
+            outputs=tuple(_leaf(arg, name, values, symbols) for arg, name in zip(user_outputs, output_names, strict=True)),
+            bounds={name: bounds.get(name, (0, None)) for name in symbols.values()},
+            in_spec=pytree.treespec_dumps(in_spec),
+            out_spec=pytree.treespec_dumps(out_spec),
+            parameters=_parameters(program),
+            modules=tuple(sorted(_modules(in_spec) | _modules(out_spec))),
+        )
+
+    # -- calls ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tensor_inputs(self) -> tuple[Leaf, ...]:
+        return tuple(leaf for leaf in self.inputs if leaf.is_tensor)
+
+    @cached_property
+    def tensor_outputs(self) -> tuple[Leaf, ...]:
+        return tuple(leaf for leaf in self.outputs if leaf.is_tensor)
+
+    @cached_property
+    def _specs(self) -> tuple[Any, Any]:
+        for module in self.modules:
+            importlib.import_module(module)
+        return pytree.treespec_loads(self.in_spec), pytree.treespec_loads(self.out_spec)
+
+    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+        """The tensors of a call in the order of `tensor_inputs`.
+
+        Raises:
+            LoweringError: structure, dtype, size or a baked constant differs from what the program was traced with.
+        """
+        tensors = []
+        symbols: dict[str, int] = {}
+        for value, leaf in zip(self._leaves(args, kwargs), self.inputs, strict=True):
+            if leaf.is_tensor:
+                tensors.append(_checked(value, leaf, symbols))
+            elif value != leaf.constant:
+                raise LoweringError(
+                    f"input {leaf.name} is {value!r}, but the program was traced with {leaf.constant!r}",
+                    so="that value is part of the graph",
+                    fix="trace the model again with the value that you need",
+                )
+        return tensors
+
+    def resized(self, args: Sequence[Any], kwargs: Mapping[str, Any], batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call with `batch` rows: rows are repeated or dropped along every dim whose size is the symbol `batch`."""
+        leaves = self._leaves(args, kwargs)
+        for index, leaf in enumerate(self.inputs):
+            for dim, size in enumerate(leaf.sizes):
+                if size == "batch":
+                    rows = torch.arange(batch, device=leaves[index].device) % leaves[index].shape[dim]
+                    leaves[index] = leaves[index].index_select(dim, rows)
+        new_args, new_kwargs = pytree.tree_unflatten(leaves, self._specs[0])
+        return new_args, new_kwargs
+
+    def unflatten(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """The model's output structure around the tensors of `tensor_outputs`."""
+        rest = iter(tensors)
+        leaves = [next(rest) if leaf.is_tensor else leaf.constant for leaf in self.outputs]
+        return pytree.tree_unflatten(leaves, self._specs[1])
+
+    def _leaves(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        args_spec, kwargs_spec = self._specs[0].children()
+        args, kwargs = self._as_traced(tuple(args), dict(kwargs), args_spec.num_children, list(kwargs_spec.context))
+        return _flatten(args, args_spec, "args") + _flatten(kwargs, kwargs_spec, "kwargs")
+
+    def _as_traced(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], positional: int, keywords: list[str]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if len(args) == positional and set(kwargs) == set(keywords):
+            return args, kwargs
+        named = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
+        wanted = list(self.parameters[:positional]) + keywords
+        if len(named) != len(args) + len(kwargs) or set(named) != set(wanted) or len(self.parameters) < positional:
+            raise LoweringError(
+                f"the call has {len(args)} positional inputs and keywords {sorted(kwargs)}, "
+                f"but the program was traced with {positional} and {sorted(keywords)}",
+                so="the inputs cannot be matched",
+                fix="call the engine as the model was called when it was traced",
+            )
+        return tuple(named[name] for name in wanted[:positional]), {name: named[name] for name in keywords}
+
+    # -- text ----------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able form."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Signature:
+        def leaf(entry: Mapping[str, Any]) -> Leaf:
+            return Leaf(entry["name"], entry["dtype"], tuple(entry["sizes"]), entry["constant"])
+
+        return Signature(
+            inputs=tuple(map(leaf, data["inputs"])),
+            outputs=tuple(map(leaf, data["outputs"])),
+            bounds={name: (low, high) for name, (low, high) in data["bounds"].items()},
+            in_spec=data["in_spec"],
+            out_spec=data["out_spec"],
+            parameters=tuple(data["parameters"]),
+            modules=tuple(data["modules"]),
+        )
+
+
+def _leaf(arg: Any, name: str, values: Mapping[str, Any], symbols: Mapping[str, str]) -> Leaf:
+    if isinstance(arg, ConstantArgument):
+        return Leaf(name, None, (), arg.value)
+    value = values.get(arg.name)
+    if isinstance(value, torch.Tensor):
+        return Leaf(name, str(value.dtype).removeprefix("torch."), sizes_of(value, symbols))
+    if value is None or isinstance(value, bool | int | float | str):
+        return Leaf(name, None, (), value)
+    raise LoweringError(
+        f"{name} is a symbolic {type(value).__name__}, not a tensor",
+        so="engines take and return tensors only",
+        fix="give the size as a tensor's shape, or trace the model with a fixed number",
+    )
+
+
+def _checked(value: Any, leaf: Leaf, symbols: dict[str, int]) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise LoweringError(f"input {leaf.name} is a {type(value).__name__}, not a tensor", fix=f"pass a {leaf.dtype} tensor")
+    if value.dtype != leaf.torch_dtype:
+        raise LoweringError(
+            f"input {leaf.name} has dtype {str(value.dtype).removeprefix('torch.')}, the engine takes {leaf.dtype}",
+            fix=f"convert it with .to(torch.{leaf.dtype})",
+        )
+    fits = value.dim() == len(leaf.sizes)
+    for size, expected in zip(value.shape, leaf.sizes, strict=False):
+        known = symbols.setdefault(expected, size) if isinstance(expected, str) and expected.isidentifier() else expected
+        fits = fits and (isinstance(known, str) or size == known)
+    if not fits:
+        shown = ", ".join(f"{size}={symbols[size]}" if size in symbols else str(size) for size in leaf.sizes)
+        raise LoweringError(
+            f"input {leaf.name} has shape {list(value.shape)}, the engine takes [{shown}]",
+            fix="pass inputs of the traced sizes, or trace with more dynamic dims",
+        )
+    return value
+
+
+def _flatten(value: Any, spec: Any, place: str) -> list[Any]:
+    if spec.is_leaf():
+        return [value]
+    if isinstance(value, Mapping) and issubclass(spec.type, Mapping) and set(value) == set(spec.context):
+        children = [(f"{place}.{key}", value[key]) for key in spec.context]
+    else:
+        found = pytree.tree_flatten(value, is_leaf=lambda item: item is not value)[0]
+        children = [(f"{place}.{index}", child) for index, child in enumerate(found)]
+        if type(value) is not spec.type or len(children) != spec.num_children:
+            raise LoweringError(
+                f"{place} is a {type(value).__name__} with {len(children)} entries, "
+                f"the program was traced with a {spec.type.__name__} with {spec.num_children}",
+                fix="call the engine as the model was called when it was traced",
+            )
+    return [leaf for (name, child), sub in zip(children, spec.children(), strict=True) for leaf in _flatten(child, sub, name)]
+
+
+def _paths(spec: Any, prefix: str = "") -> list[str]:
+    if spec.is_leaf():
+        return [prefix or "output"]
+    keys = getattr(spec.context, "_fields", spec.context)
+    if not (isinstance(keys, list | tuple) and len(keys) == spec.num_children and all(isinstance(key, str) for key in keys)):
+        keys = [str(index) if prefix else f"output_{index}" for index in range(spec.num_children)]
+    return [path for key, child in zip(keys, spec.children(), strict=True) for path in _paths(child, f"{prefix}_{key}" if prefix else key)]
+
+
+def _distinct(names: Sequence[str], taken: set[str]) -> list[str]:
+    found: list[str] = []
+    for name in names:
+        base = re.sub(r"\W", "_", name)
+        candidate, count = base, 1
+        while candidate in taken or candidate in found:
+            candidate, count = f"{base}_out" if count == 1 else f"{base}_out{count}", count + 1
+        found.append(candidate)
+    return found
+
+
+def _parameters(program: Program) -> tuple[str, ...]:
+    signature = program.exported.module_call_graph[0].signature if program.exported.module_call_graph else None
+    return tuple(getattr(signature, "forward_arg_names", None) or ())
+
+
+def _modules(spec: Any) -> set[str]:
+    own = spec.type.__module__ if spec.type is not None else "builtins"
+    found = set() if own.split(".")[0] in ("builtins", "torch", "collections") else {own}
+    return found.union(*(_modules(child) for child in spec.children()))
