@@ -71,7 +71,7 @@ def test_a_misspelt_factory(module: str) -> None:
     with pytest.raises(LoadError) as caught:
         find_model(f"{module}:with_arg", Sizes())
     assert str(caught.value) == (
-        "module 'my_models_for_test' has no 'with_arg'\n  at  my_models_for_test:with_arg\n  fix it has with_args, with_kwargs"
+        "module 'my_models_for_test' has no 'with_arg'\n  at  my_models_for_test:with_arg\n  fix it has with_args, with_kwargs, with_tensor"
     )
 
 

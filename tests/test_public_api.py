@@ -72,7 +72,7 @@ def test_wheel_holds_the_passes_and_the_type_marker(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {f"optin_fx/passes/{path.name}" for path in (ROOT / "passes").glob("*.py")}
     assert wanted <= names
-    assert {"optin_fx/py.typed", "optin_fx/cli/app.py"} <= names
+    assert {"optin_fx/py.typed", "optin_fx/cli/application.py"} <= names
     assert not [name for name in names if name.startswith(("passes/", "tests/", "tools/"))]
 
 
