@@ -19,7 +19,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from optin_fx.attributes import attribute, unique_storages
 from optin_fx.errors import LoadError, SaveError, TraceError
+from optin_fx.inline import inline_grad_regions
 
 EXTRA_FILE = "optin_fx.json"
 
@@ -54,8 +56,10 @@ class Program:
 
     @cached_property
     def graph_module(self) -> fx.GraphModule:
-        """`module()`, made once. For reading and running only: passes copy its graph before they edit."""
-        return self.exported.module(check_guards=False)
+        """`module()` with its no-grad regions inlined, made once. To read and to run: passes copy its graph to edit it."""
+        module = self.exported.module(check_guards=False)
+        assert isinstance(module, fx.GraphModule)
+        return inline_grad_regions(module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program without gradients, called as the model is."""
@@ -168,7 +172,7 @@ def trace(
     refusals: list[Exception] = []
     attempts = [dynamic_shapes]
     if dynamic_shapes is None:
-        args, kwargs = pytree.tree_map_only(torch.Tensor, _at_least_two_rows, (tuple(args), kwargs))
+        args, kwargs = pytree.tree_map_only(torch.Tensor, at_least_two_rows, (tuple(args), kwargs))
         dims = (torch.export.Dim("batch"), torch.export.Dim.AUTO)
         attempts = [_batch_dynamic(fresh, tuple(args), kwargs, dim) for dim in dims] + [None]
     elif not dynamic_shapes:
@@ -229,25 +233,7 @@ def load(path: str | Path) -> Program:
     return Program(exported, args, kwargs)
 
 
-def attribute(module: nn.Module, name: str) -> Any:
-    """`module.a.b.c` for the dotted name `a.b.c`."""
-    value: Any = module
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def storage_key(tensor: torch.Tensor) -> tuple[object, ...]:
-    """Equal for two tensors that are the same view of the same memory, that is, tied."""
-    return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-
-
-def unique_storages(tensors: Any) -> list[torch.Tensor]:
-    """The tensors with ties counted once, in order."""
-    return list({storage_key(tensor): tensor for tensor in tensors}.values())
-
-
-def _at_least_two_rows(tensor: torch.Tensor) -> torch.Tensor:
+def at_least_two_rows(tensor: torch.Tensor) -> torch.Tensor:
     # torch.export specialises extents of 0 and 1, so a batch of one could not stay dynamic
     return torch.cat([tensor, tensor]) if tensor.dim() and tensor.shape[0] == 1 else tensor
 

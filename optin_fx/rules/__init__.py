@@ -1,0 +1,17 @@
+"""The op rules, one family per file. Importing this package registers them all."""
+
+from optin_fx.rules import attention, contraction, convolution, creation, identity, indexing, joining, normalisation, reduction, shaping, spatial
+
+__all__ = [
+    "attention",
+    "contraction",
+    "convolution",
+    "creation",
+    "identity",
+    "indexing",
+    "joining",
+    "normalisation",
+    "reduction",
+    "shaping",
+    "spatial",
+]

@@ -1,0 +1,252 @@
+"""`Groups`: the axes on which a program can shrink, each with its kind, its members, or the reason why it cannot."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from optin_fx.analysis import Analysis, analyse
+from optin_fx.dims import Axis, Pin, leaves
+from optin_fx.errors import PlanError
+from optin_fx.program import Program
+
+if TYPE_CHECKING:
+    import networkx
+
+# the first of these roles that a leaf has is its kind; see `Line.roles`
+_KINDS = ("kv-group", "query-head", "expert", "head", "rotary-pair", "head-dim", "qk-dim", "v-dim", "conv-group", "residual", "norm-group")
+_PLAIN = ("group-width", "filter", "neuron")
+
+
+@dataclass(frozen=True)
+class Group:
+    """An axis of the model, shared by all tensors that must shrink together.
+
+    Attributes:
+        name: module path of its producers and its kind, unique in the program.
+        kind: head, kv-group, query-head, qk-dim, v-dim, head-dim, rotary-pair, neuron, filter, residual, ... or extent.
+        extent: number of units.
+        members: (parameter name, dim) of every parameter or buffer dim that it is part of.
+        pinned: None, or the reason why its extent must stay.
+    """
+
+    name: str
+    kind: str
+    extent: int
+    members: tuple[tuple[str, int], ...]
+    pinned: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.kind}, {self.extent} units)" + (f", pinned: {self.pinned}" if self.pinned else "")
+
+
+@dataclass(frozen=True)
+class Groups:
+    """All groups of a program, the prunable ones and the pinned ones. Iterates over every group."""
+
+    groups: tuple[Group, ...]
+    fingerprint: str
+    unknown: dict[str, int] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, name: str) -> Group:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise PlanError(f"no group is called {name!r}", fix="print(groups) lists the names")
+
+    def __contains__(self, name: object) -> bool:
+        return any(group.name == name for group in self.groups)
+
+    @property
+    def free(self) -> tuple[Group, ...]:
+        """The groups that may shrink."""
+        return tuple(group for group in self.groups if group.pinned is None)
+
+    @property
+    def pinned(self) -> tuple[Group, ...]:
+        """The groups that must keep their extent."""
+        return tuple(group for group in self.groups if group.pinned is not None)
+
+    def explain(self, query: str) -> str:
+        """Why the axes of a group, module or parameter are free, tied to what, or pinned.
+
+        Args:
+            query: a group's name, or the beginning of a parameter's name (`encoder.layer.3`, `fc1.weight`).
+        """
+        found = [g for g in self.groups if g.name == query] or [
+            g for g in self.groups if g.name.startswith(query) or any(member.startswith(query) for member, _ in g.members)
+        ]
+        if not found:
+            raise PlanError(f"no group or parameter begins with {query!r}", fix="print(groups) lists the names")
+        blocks = []
+        for group in found:
+            state = f"must stay: {group.pinned}" if group.pinned else "may shrink; its units go from all of these at once"
+            ties = "\n".join(f"    {name}[{dim}]" for name, dim in group.members)
+            blocks.append(f"{group.name}: {group.extent} units of kind {group.kind}, {state}\n{ties}")
+        return "\n".join(blocks)
+
+    def graph(self) -> networkx.Graph:
+        """Who is coupled to whom: a bipartite `networkx` graph of groups and parameters; an edge carries the dim."""
+        import networkx
+
+        graph = networkx.Graph()
+        for group in self.groups:
+            graph.add_node(group.name, bipartite="group", kind=group.kind, extent=group.extent, pinned=group.pinned)
+            for name, dim in group.members:
+                graph.add_node(name, bipartite="parameter")
+                graph.add_edge(group.name, name, dim=dim)
+        return graph
+
+    def __str__(self) -> str:
+        free, pinned = self.free, self.pinned
+        lines = [f"{len(free)} groups may shrink ({sum(g.extent for g in free):,} units), {len(pinned)} must stay"]
+        width = max((len(g.name) for g in free), default=0)
+        for g in free:
+            lines.append(f"  {g.name:<{width}}  {g.extent:>6}  {_members(g)}")
+        if pinned:
+            lines.append("must stay")
+            for reason, count in Counter(_reason(g) for g in pinned).most_common():
+                names = [g for g in pinned if _reason(g) == reason]
+                shown = ", ".join(f"{m}[{d}]" for g in names[:3] for m, d in g.members[:1])
+                lines.append(f"  {count:>4}  {reason}: {shown}{', ...' if len(names) > 3 else ''}")
+        for op, count in self.unknown.items():
+            lines.append(f"  no rule for {op} ({count} nodes): its axes stay")
+        return "\n".join(lines)
+
+
+def group(program: Program) -> Groups:
+    """Find the groups of a program by dependency analysis of its graph; no model is run, nothing is changed."""
+    return groups_of(analyse(program))
+
+
+def groups_of(analysis: Analysis) -> Groups:
+    """The groups of an analysis; kept with it, together with the leaf behind each name."""
+    found = analysis.__dict__.get("_groups")
+    if found is None:
+        found = analysis.__dict__["_groups"] = _read_off(analysis)
+    return found
+
+
+def leaf_names(analysis: Analysis) -> dict[Axis, str]:
+    """The group name of every leaf that is one."""
+    groups_of(analysis)
+    return analysis.__dict__["_leaf_names"]
+
+
+def _read_off(analysis: Analysis) -> Groups:
+    pins = analysis.pinned_leaves()
+    tensors = analysis.program.tensors
+    members: dict[Axis, dict[tuple[str, int], int]] = {}
+    for node in analysis.program.graph_module.graph.nodes:
+        if node.op != "get_attr" or node.name not in analysis.axes:
+            continue
+        for dim, axis in enumerate(analysis.axes[node.name]):
+            for leaf in leaves(axis):
+                if leaf.size > 1:
+                    places = members.setdefault(leaf, {})
+                    places[str(node.target), dim] = places.get((str(node.target), dim), 0) + 1
+    from torch import nn
+
+    parameters = {name for name, t in tensors.items() if isinstance(t, nn.Parameter)}
+    _refine_roles(analysis, members)
+    producers = _producers(analysis)
+    taken: Counter[str] = Counter()
+    groups, names = [], {}
+    for leaf, places in members.items():
+        if leaf not in pins and not any(name in parameters for name, _ in places):
+            pins[leaf] = Pin("only buffers have this axis")
+        made_by = producers.get(leaf) or [name for name, _ in places]
+        kind = _kind(leaf, twice=max(places.values()) > 1)
+        stem = f"{_common_module(made_by)}:{kind}".lstrip(":")
+        taken[stem] += 1
+        name = stem if taken[stem] == 1 else f"{stem}#{taken[stem]}"
+        names[leaf] = name
+        why = pins.get(leaf)
+        text = str(replace(why, source=_source(analysis, why.node))) if why else None
+        groups.append(Group(name, kind, leaf.size, tuple(places), text))
+    analysis.__dict__["_leaf_names"] = names
+    unknown = {op: len(nodes) for op, nodes in analysis.unknown.items()}
+    return Groups(tuple(groups), analysis.program.fingerprint, unknown)
+
+
+def _kind(leaf: Axis, *, twice: bool) -> str:
+    roles = set(leaf.roles)
+    if {"qk-dim", "v-dim"} <= roles:
+        roles.add("head-dim")
+    if twice and roles & {"qk-dim", "head-dim"}:
+        roles.add("rotary-pair")
+    return next((role for role in (*_KINDS, *_PLAIN) if role in roles), "extent")
+
+
+def _refine_roles(analysis: Analysis, members: dict[Axis, dict[tuple[str, int], int]]) -> None:
+    """An attention's head axis that came out as a product is (key-value groups, query heads in a group)."""
+    for applied in analysis.applied.values():
+        for factor, role in applied.line.roles.items():
+            if role != "head" or factor not in applied.factors:
+                continue
+            parts = [leaf for leaf in leaves(applied.factors[factor]) if leaf in members]
+            if len(parts) == 2:
+                parts[0].roles.add("kv-group")
+                parts[1].roles.add("query-head")
+
+
+def _producers(analysis: Analysis) -> dict[Axis, list[str]]:
+    """Parameters of contractions that write a leaf: the weights whose output dim it is."""
+    found: dict[Axis, list[str]] = {}
+    for applied in analysis.applied.values():
+        if not applied.line.macs:
+            continue
+        contracted = applied.contracted()
+        sides = list(zip(applied.operands, applied.call.operands, strict=True))
+        # a factor that an activation brings along (depthwise channels, a batch) passes through, it is not made here
+        passing = {n for dims, o in sides if o.node.op != "get_attr" for term in dims or () for n in term.names()}
+        for dims, operand in sides:
+            if operand.node.op != "get_attr" or len(operand.shape) < 2:
+                continue
+            for term in dims or ():
+                for name in term.names():
+                    if name not in contracted and name not in passing:
+                        for leaf in leaves(applied.factors[name]):
+                            found.setdefault(leaf, []).append(str(operand.node.target))
+    return found
+
+
+def _common_module(parameters: list[str]) -> str:
+    paths = [name.split(".")[:-1] for name in dict.fromkeys(parameters)]
+    common = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common)
+
+
+def _source(analysis: Analysis, node_name: str) -> str:
+    """The user's source line of a node, `file:line`, from what torch.export recorded."""
+    if not hasattr(analysis, "_by_name"):
+        analysis._by_name = {n.name: n for n in analysis.program.graph_module.graph.nodes}
+    node = analysis._by_name.get(node_name)
+    lines = [t for t in str(node.meta.get("stack_trace") or "").splitlines() if t.strip().startswith("File ")] if node else []
+    if not lines:
+        return ""
+    file, _, rest = lines[-1].strip().removeprefix('File "').partition('", line ')
+    return f"{file.rsplit('/', 1)[-1]}:{rest.split(',')[0]}"
+
+
+def _reason(group: Group) -> str:
+    return (group.pinned or "").split(" at %")[0]
+
+
+def _members(group: Group) -> str:
+    stem = _common_module([name for name, _ in group.members])
+    cut = len(stem) + 1 if stem else 0
+    shown = [f"{name[cut:]}[{dim}]" for name, dim in group.members]
+    return " ".join(shown[:8]) + (f" ... {len(shown)} in all" if len(shown) > 8 else "")

@@ -1,0 +1,73 @@
+"""Trace an edited graph again: the only check of shapes that nothing can slip past, and what makes the result a `Program`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from optin_fx.program import Program, at_least_two_rows
+
+
+def retrace(module: fx.GraphModule, source: Program, *, provenance: Mapping[str, Any]) -> Program:
+    """Export `module`, an edited copy of `source`'s graph, with the dynamic dims of `source`."""
+    args, kwargs = pytree.tree_map_only(torch.Tensor, at_least_two_rows, (source.args, source.kwargs))
+    shapes = dynamic_shapes_of(source.exported, args, kwargs)
+    if shapes is None:
+        args, kwargs = source.args, source.kwargs
+    exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    return Program(exported, source.args, source.kwargs, provenance={**source.provenance, **provenance})
+
+
+def dynamic_shapes_of(exported: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The `dynamic_shapes` that a program was exported with, read back from its symbols; None if all is static."""
+    kinds = {spec.arg.name: spec.kind for spec in exported.graph_signature.input_specs}
+    inputs = [n for n in exported.graph.nodes if n.op == "placeholder" and kinds.get(n.name) is InputKind.USER_INPUT]
+    leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+    dims: dict[Any, Any] = {}
+    marks: list[Any] = []
+    any_dynamic = False
+    for node, leaf in zip(inputs, leaves, strict=True):
+        fake = node.meta.get("val")
+        mark: dict[int, Any] = {}
+        if isinstance(leaf, torch.Tensor) and isinstance(fake, torch.Tensor):
+            for i, extent in enumerate(fake.shape):
+                if not isinstance(extent, int):
+                    mark[i] = _dim(extent.node.expr, dims, exported)
+        any_dynamic |= bool(mark)
+        marks.append(mark or None)
+    if not any_dynamic:
+        return None
+    as_args, as_kwargs = pytree.tree_unflatten(marks, spec)
+    if not kwargs:
+        return as_args
+    names = _positional_names(exported, len(args))
+    return {**dict(zip(names, as_args, strict=True)), **as_kwargs}
+
+
+def _dim(expr: Any, dims: dict[Any, Any], exported: ExportedProgram) -> Any:
+    if not expr.is_symbol:
+        return Dim.AUTO
+    if expr not in dims:
+        limits = exported.range_constraints.get(expr)
+        low, high = (limits.lower, limits.upper) if limits is not None else (0, None)
+        bounds: dict[str, int] = {}
+        # torch writes an open end as its own infinity, which sympy calls an integer without being one
+        if low is not None and low.is_Integer and int(low) > 2:
+            bounds["min"] = int(low)
+        if high is not None and high.is_Integer and int(high) < 2**31:
+            bounds["max"] = int(high)
+        dims[expr] = Dim(f"_{expr}", **bounds)
+    return dims[expr]
+
+
+def _positional_names(exported: ExportedProgram, count: int) -> list[str]:
+    import inspect
+
+    forward = exported.module(check_guards=False).forward
+    return list(inspect.signature(forward).parameters)[:count]

@@ -1,0 +1,176 @@
+"""The two sides of the oracle: `rewrite` slices units away everywhere, `mask` zeroes them where they are consumed."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from optin_fx.analysis import Applied, Consumer, analyse
+from optin_fx.attributes import assign, attribute, storage_key
+from optin_fx.dims import positions, spread
+from optin_fx.plan import Cut, Plan
+from optin_fx.program import Program
+from optin_fx.retrace import retrace
+from optin_fx.rule import Resized
+from optin_fx.rules.shaping import Scaled
+
+
+def rewrite(program: Program, plan: Plan) -> Program:
+    """Remove the units that a plan does not keep: slice every tensor, re-derive every written size, trace again.
+
+    The result is physically smaller, trainable, saveable and exportable; the program passed in is unchanged.
+
+    Raises:
+        PlanError: the plan does not fit the program.
+    """
+    return retrace(sliced(program, plan), program, provenance={"plan": plan.fingerprint, **plan.provenance})
+
+
+def mask(program: Program, plan: Plan) -> Program:
+    """The same removal at full size: zero the units wherever a contraction consumes them."""
+    return retrace(masked(program, plan), program, provenance={"mask": plan.fingerprint, **plan.provenance})
+
+
+def editable(program: Program) -> fx.GraphModule:
+    """A copy of the program's graph that shares its tensors; assertions about sizes, which would go stale, are left out."""
+    source = program.graph_module
+    module = fx.GraphModule(source, copy.deepcopy(source.graph))
+    for node in list(module.graph.nodes):
+        if node.op == "call_function" and "_assert_tensor_metadata" in str(node.target):
+            module.graph.erase_node(node)
+    return module
+
+
+def sliced(program: Program, plan: Plan) -> fx.GraphModule:
+    """`rewrite` before it is traced again."""
+    cut, analysis = Cut(program, plan), analyse(program)
+    module = editable(program)
+    smaller: dict[Any, torch.Tensor] = {}
+    nodes = {node.name: node for node in module.graph.nodes}
+    for node in list(nodes.values()):
+        if node.op == "get_attr" and node.name in analysis.axes:
+            tensor = attribute(module, str(node.target))
+            key = storage_key(tensor)
+            if key not in smaller:
+                smaller[key] = _slice(tensor, [positions(axis, cut.units) for axis in analysis.axes[node.name]])
+            if smaller[key] is not tensor:
+                assign(module, str(node.target), smaller[key])
+        elif node.name in analysis.applied:
+            _resize(nodes, node, analysis.applied[node.name], cut, analysis.axes[node.name])
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def masked(program: Program, plan: Plan) -> fx.GraphModule:
+    """`mask` before it is traced again."""
+    cut = Cut(program, plan)
+    module = editable(program)
+    nodes = {node.name: node for node in module.graph.nodes}
+    count = 0
+    for consumer in cut.analysis.consumers():
+        if not any(leaf in cut.kept for leaf in consumer.leaves):
+            continue
+        vector = consumed(cut, consumer)
+        if vector is None:
+            continue
+        node, applied = nodes[consumer.node], cut.analysis.applied[consumer.node]
+        operand = applied.call.operands[consumer.operand]
+        source = nodes[operand.node.name]
+        fake = source.meta.get("val")
+        value = fake if isinstance(fake, torch.Tensor) else attribute(module, str(source.target))
+        name = f"_mask_{count}"
+        count += 1
+        shape = [-1] + [1] * (len(operand.shape) - consumer.dim - 1)
+        module.register_buffer(name, vector.to(value.dtype).reshape(shape), persistent=True)
+        with module.graph.inserting_before(node):
+            times = module.graph.call_function(torch.ops.aten.mul.Tensor, (_argument(node, operand.name, operand.index), module.graph.get_attr(name)))
+            times.meta["val"] = value
+        _set_argument(node, operand.name, operand.index, times)
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def consumed(cut: Cut, consumer: Consumer) -> torch.Tensor | None:
+    """The mask along a consumer's dim: zeros at removed units of the leaves that are summed over there."""
+    axis = cut.analysis.axes[cut.analysis.applied[consumer.node].call.operands[consumer.operand].node.name][consumer.dim]
+    return spread(axis, lambda leaf: cut.mask(leaf) if leaf in consumer.leaves else None)
+
+
+def _slice(tensor: torch.Tensor, kept: list[torch.Tensor | None]) -> torch.Tensor:
+    result = tensor.detach()
+    for dim, index in enumerate(kept):
+        if index is not None:
+            result = result.index_select(dim, index.to(tensor.device))
+    if result.data_ptr() == tensor.data_ptr() and result.shape == tensor.shape:
+        return tensor
+    return nn.Parameter(result.contiguous(), requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result.contiguous()
+
+
+def _resize(nodes: dict[str, fx.Node], node: fx.Node, applied: Applied, cut: Cut, axes: Any) -> None:
+    """Re-derive the sizes that are written in a call's arguments."""
+    if applied.rule.resize is None:
+        return
+    call, analysis = applied.call, cut.analysis
+    operands = tuple(tuple(cut.size(axis) for axis in analysis.axes[o.node.name]) for o in call.operands)
+    several = bool(axes) and isinstance(axes[0], list) or (not axes and len(call.results) != 1)
+    results = tuple(tuple(cut.size(axis) for axis in dims) for dims in (axes if several else [axes]))
+    if operands == tuple(o.shape for o in call.operands) and list(results) == call.results:
+        return
+    factors = {name: cut.size(axis) for name, axis in applied.factors.items()}
+    changes = dict(applied.rule.resize(call, Resized(operands, results, factors)) or {})
+    target = changes.pop("op", None)
+    if target is not None:
+        node.target = target
+        node.args = tuple(_written(nodes, node, value) for value in changes.values())
+        node.kwargs = {}
+        return
+    for name, value in changes.items():
+        _set_argument(node, name, None, _written(nodes, node, value))
+
+
+def _written(nodes: dict[str, fx.Node], node: fx.Node, value: Any) -> Any:
+    """Sizes as graph values: a scaled SymInt becomes -1 in a reshape, else arithmetic before the node."""
+    if not isinstance(value, list):
+        return fx.map_arg(value, lambda n: nodes[n.name])
+    scaled = [v for v in value if isinstance(v, Scaled)]
+    if len(scaled) == 1 and -1 not in value and any(word in str(node.target) for word in ("view", "reshape")):
+        value = [-1 if isinstance(v, Scaled) else v for v in value]
+    with node.graph.inserting_before(node):
+        return [_times(node.graph, nodes[v.value.name], v) if isinstance(v, Scaled) else fx.map_arg(v, lambda n: nodes[n.name]) for v in value]
+
+
+def _times(graph: fx.Graph, size: fx.Node, by: Scaled) -> fx.Node:
+    size = graph.call_function(operator.mul, (size, by.times)) if by.times != 1 else size
+    return graph.call_function(operator.floordiv, (size, by.over)) if by.over != 1 else size
+
+
+def _place(node: fx.Node, name: str) -> int | None:
+    arguments = node.target._schema.arguments  # type: ignore[union-attr]
+    at = next(i for i, a in enumerate(arguments) if a.name == name)
+    return None if arguments[at].kwarg_only else at
+
+
+def _argument(node: fx.Node, name: str, index: int | None) -> Any:
+    at = _place(node, name)
+    value = node.args[at] if at is not None and at < len(node.args) else node.kwargs[name]
+    return value if index is None else value[index]  # type: ignore[index]
+
+
+def _set_argument(node: fx.Node, name: str, index: int | None, value: Any) -> None:
+    if index is not None:
+        whole = list(_argument(node, name, None))
+        whole[index] = value
+        value = whole
+    at = _place(node, name)
+    if at is not None and at < len(node.args):
+        node.update_arg(at, value)
+    elif at is not None and at == len(node.args):
+        node.args = (*node.args, value)
+    else:
+        node.update_kwarg(name, value)

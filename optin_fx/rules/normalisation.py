@@ -1,0 +1,86 @@
+"""Normalisations. Removing an entry of a normalised axis changes its statistics, so such axes keep their extent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from optin_fx.rule import Call, Line, Resized, line, rule
+
+aten = torch.ops.aten
+
+WHY = "normalised together"
+
+
+def _shape_follows(call: Call, new: Resized) -> Mapping[str, Any]:
+    n = len(call["normalized_shape"])
+    return {"normalized_shape": list(new.operands[0][-n:])} if new.operands[0][-n:] != call.operands[0].shape[-n:] else {}
+
+
+@rule(aten.layer_norm.default, aten.rms_norm.default, aten.native_layer_norm.default, resize=_shape_follows)
+def layer_norm(call: Call) -> Line:
+    """Statistics over the last dims; weight and bias have those dims."""
+    n = len(call["normalized_shape"])
+    dims = " ".join(f"c{i}!" for i in range(n))
+    results = [f"... {dims}"] + ["... " + " ".join(["1"] * n)] * (len(call.results) - 1)
+    operands = ", ".join([f"... {dims}"] + [dims] * (len(call.operands) - 1))
+    return line(f"{operands} -> {', '.join(results)}", why=f"{WHY} ({call.op.overloadpacket.__name__})", code="normalised")
+
+
+@rule(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
+def batch_norm(call: Call) -> Line | None:
+    """Per channel (dim 1), with stored statistics in eval and its own in training: exact either way."""
+    affine = ", c" * (len(call.operands) - 1)
+    if len(call.results) > 1:
+        return None
+    return line(f"b c ...{affine} -> b c ...")
+
+
+@rule(aten.instance_norm.default)
+def instance_norm(call: Call) -> Line:
+    """Per sample and channel, over positions."""
+    return line("b c ..." + ", c" * (len(call.operands) - 1) + " -> b c ...")
+
+
+def _groups_follow(call: Call, new: Resized) -> Mapping[str, Any]:
+    return {"num_groups": new.factors["g"]}
+
+
+@rule(aten.group_norm.default, resize=_groups_follow)
+def group_norm(call: Call) -> Line:
+    """Whole groups may go (their number is reduced); channels inside one share their statistics."""
+    groups = call["num_groups"]
+    affine = ", (g c!)" * (len(call.operands) - 1)
+    sizes = {"g": groups, "c": call.operands[0].shape[1] // groups}
+    return line(
+        f"b (g c!) ...{affine} -> b (g c!) ...", sizes=sizes, why=f"{WHY} (group_norm)", roles={"g": "norm-group"}, code="normalised"
+    )
+
+
+@rule(
+    aten.softmax.int,
+    aten._softmax.default,
+    aten.log_softmax.int,
+    aten._log_softmax.default,
+    aten.cumsum.default,
+    aten.cumprod.default,
+    aten.logcumsumexp.default,
+)
+def along_dim(call: Call) -> Line:
+    """Entries along one dim see each other, all others pass."""
+    dim = call.dim(call["dim"])
+    names = [f"n{i}" for i in range(len(call.operands[0].shape))]
+    left = " ".join(n + ("!" if i == dim else "") for i, n in enumerate(names))
+    return line(f"{left} -> {' '.join(names)}", why=f"a {call.op.overloadpacket.__name__.strip('_')} over it")
+
+
+@rule(aten.glu.default)
+def gated(call: Call) -> Line:
+    """The first half of a dim times the sigmoid of the second."""
+    dim = call.dim(call["dim"])
+    names = [f"n{i}" for i in range(len(call.operands[0].shape))]
+    left, right = list(names), list(names)
+    left[dim], right[dim] = "(a + a)", "a"
+    return line(f"{' '.join(left)} -> {' '.join(right)}", sizes={"a": call.results[0][dim]})

@@ -1,0 +1,75 @@
+"""Reductions. A sum contracts; a mean, a maximum or a norm changes when an entry goes, so it pins what it reduces."""
+
+from __future__ import annotations
+
+import torch
+
+from optin_fx.rule import Call, Line, line, rule
+
+aten = torch.ops.aten
+
+
+def _reduced(call: Call) -> tuple[list[str], list[str], list[str]]:
+    """Dims of the operand, of the result, and the names that are reduced."""
+    rank = len(call.operands[0].shape)
+    dims = call.dims(call.arguments.get("dim"))
+    keep = bool(call.arguments.get("keepdim", False))
+    names = [f"n{i}" for i in range(rank)]
+    out = [("1" if i in dims else n) for i, n in enumerate(names) if keep or i not in dims]
+    return names, out, [names[i] for i in dims]
+
+
+@rule(aten.sum.dim_IntList, aten.sum.default)
+def total(call: Call) -> Line:
+    """The reduced axes are contracted: a removed unit adds nothing, as a zero would."""
+    names, out, _ = _reduced(call)
+    return line(f"{' '.join(names)} -> {' '.join(out)}")
+
+
+@rule(
+    aten.mean.dim,
+    aten.mean.default,
+    aten.var.correction,
+    aten.var.dim,
+    aten.std.correction,
+    aten.std.dim,
+    aten.var_mean.correction,
+    aten.amax.default,
+    aten.amin.default,
+    aten.max.default,
+    aten.min.default,
+    aten.max.dim,
+    aten.min.dim,
+    aten.median.dim,
+    aten.prod.dim_int,
+    aten.prod.default,
+    aten.logsumexp.default,
+    aten.norm.ScalarOpt_dim,
+    aten.linalg_vector_norm.default,
+    aten.argmax.default,
+    aten.argmin.default,
+    aten.any.default,
+    aten.any.dim,
+    aten.all.default,
+    aten.all.dim,
+    aten.count_nonzero.dim_IntList,
+)
+def statistic(call: Call) -> Line:
+    """All entries count, also how many there are."""
+    names, out, over = _reduced(call)
+    left = " ".join(f"{n}!" if n in over else n for n in names)
+    return line(
+        f"{left} -> " + ", ".join([" ".join(out)] * len(call.results)),
+        why=f"a {call.op.overloadpacket.__name__.replace('linalg_', '').replace('_', ' ')} over it",
+        drop=True,
+    )
+
+
+@rule(aten.topk.default, aten.sort.default, aten.sort.stable, aten.argsort.default, aten.argsort.stable, aten.cummax.default, aten.cummin.default)
+def ordered(call: Call) -> Line:
+    """Entries along a dim are compared; the result's dim is one of ranks."""
+    dim = call.dim(call["dim"])
+    names = [f"n{i}" for i in range(len(call.operands[0].shape))]
+    left = " ".join(n + ("!" if i == dim else "") for i, n in enumerate(names))
+    right = " ".join("r!" if i == dim else n for i, n in enumerate(names))
+    return line(f"{left} -> " + ", ".join([right] * len(call.results)), why="sorted along it", drop=True)

@@ -1,0 +1,98 @@
+"""`verify`: the oracle on the user's own model. Physically smaller must equal masked, to floating-point error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from optin_fx.errors import VerifyError
+from optin_fx.plan import Plan
+from optin_fx.program import Program
+from optin_fx.rewriting import masked, sliced
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Largest relative difference that counts as equal, by the coarsest floating dtype of the outputs."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two programs' outputs are apart on the same inputs.
+
+    Attributes:
+        max_abs: largest absolute difference over all floating outputs.
+        max_rel: the same divided by the largest magnitude of the output that it is in.
+        tolerance: what still counts as equal at the outputs' precision.
+        moved: relative difference of the masked outputs from the dense ones; zero would mean that the test saw nothing.
+    """
+
+    max_abs: float
+    max_rel: float
+    tolerance: float
+    moved: float = float("nan")
+
+    @property
+    def equal(self) -> bool:
+        """True if the difference is within the tolerance."""
+        return self.max_rel <= self.tolerance
+
+    def __bool__(self) -> bool:
+        return self.equal
+
+    def __str__(self) -> str:
+        word = "equal" if self.equal else "NOT EQUAL"
+        return f"{word}: max abs {self.max_abs:.2e}, max rel {self.max_rel:.2e} (tolerance {self.tolerance:.0e}), moved from dense by {self.moved:.2e}"
+
+
+def verify(program: Program, plan: Plan, *, strict: bool = False) -> Agreement:
+    """Compare the sliced and the masked program on the example inputs.
+
+    Args:
+        strict: raise instead of returning an agreement that is not equal.
+
+    Raises:
+        VerifyError: with `strict`, if they differ.
+        PlanError: the plan does not fit the program.
+    """
+    small, zeroed = sliced(program, plan), masked(program, plan)
+    with torch.no_grad():
+        ours, theirs, dense = (m(*program.args, **program.kwargs) for m in (small, zeroed, program.graph_module))
+    found = agreement(ours, theirs)
+    moved = agreement(theirs, dense)
+    found = Agreement(found.max_abs, found.max_rel, found.tolerance, moved.max_rel)
+    if strict and not found:
+        raise VerifyError(
+            f"the smaller program differs from the masked one by {found.max_rel:.2e} (relative)",
+            so="the rewrite is not exact for this model, and its result must not be used",
+            fix="optin_fx.shrink.bisect(program, plan) names the first node that differs; please report it",
+        )
+    return found
+
+
+def agreement(ours: Any, theirs: Any) -> Agreement:
+    """Compare two outputs of the same structure, tensor by tensor."""
+    left, right = _floats(ours), _floats(theirs)
+    if len(left) != len(right):
+        raise VerifyError(f"{len(left)} floating outputs against {len(right)}", so="they cannot be compared", fix="compare like with like")
+    max_abs = max_rel = 0.0
+    tolerance = TOLERANCE[torch.float64] if left else 0.0
+    for a, b in zip(left, right, strict=True):
+        if a.shape != b.shape:
+            raise VerifyError(f"outputs of shapes {tuple(a.shape)} and {tuple(b.shape)}", so="they cannot be compared", fix="compare like with like")
+        tolerance = max(tolerance, TOLERANCE.get(a.dtype, 0.0), TOLERANCE.get(b.dtype, 0.0))
+        a, b = a.double(), b.double()
+        same = torch.isfinite(a) & torch.isfinite(b)
+        if not torch.equal(torch.isfinite(a), torch.isfinite(b)):
+            return Agreement(float("inf"), float("inf"), tolerance)
+        difference = (a - b)[same].abs().max().item() if same.any() else 0.0
+        scale = b[same].abs().max().item() if same.any() else 0.0
+        max_abs = max(max_abs, difference)
+        max_rel = max(max_rel, difference / scale if scale > 0 else difference)
+    return Agreement(max_abs, max_rel, tolerance)
+
+
+def _floats(outputs: Any) -> Sequence[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
