@@ -23,7 +23,7 @@ from optin_fx.attributes import storage_key
 from optin_fx.dims import SYMBOLIC, Axis, Pin, atom, leaves, pin, product, total, unify
 from optin_fx.errors import RuleError
 from optin_fx.program import Program
-from optin_fx.rule import ELLIPSIS, Call, Line, Rule, Term, find
+from optin_fx.rulebook import ELLIPSIS, Call, Line, Rule, Term, find
 
 # Distinct primes that stand for symbols. Far apart and far above any real extent, so that sums and quotients of
 # symbolic sizes do not collide with one another or with fixed extents.

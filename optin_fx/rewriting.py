@@ -15,7 +15,7 @@ from optin_fx.dims import positions, spread
 from optin_fx.plan import Cut, Plan
 from optin_fx.program import Program
 from optin_fx.retrace import retrace
-from optin_fx.rule import Resized
+from optin_fx.rulebook import Resized
 from optin_fx.rules.shaping import Scaled
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from optin_fx.rule import Call, Line, Resized, line, rule
+from optin_fx.rulebook import Call, Line, Resized, line, rule
 
 aten = torch.ops.aten
 

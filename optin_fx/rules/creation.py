@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from optin_fx.rule import Call, Line, line, rule
+from optin_fx.rulebook import Call, Line, line, rule
 from optin_fx.rules.shaping import follow
 
 aten = torch.ops.aten

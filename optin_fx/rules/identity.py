@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from optin_fx.rule import Call, rule, rules
+from optin_fx.rulebook import Call, rule, rules
 
 aten = torch.ops.aten
 

@@ -282,7 +282,7 @@ def rule(*ops: OpOverload, mapping: str | Line | None = None, resize: Resize | N
                 overloads = ", ".join(f"{op}.{name}" for name in op.overloads()) if isinstance(op, OpOverloadPacket) else "torch.ops.lib.op.overload"
                 raise RuleError(f"{op} is not an overload", so="a rule would be ambiguous", fix=f"register one of: {overloads}")
             if op in _RULES:
-                raise RuleError(f"{op} has a rule already: {_RULES[op].mapping}", fix="optin_fx.rule.forget(op) first, if you mean to replace it")
+                raise RuleError(f"{op} has a rule already: {_RULES[op].mapping}", fix="optin_fx.forget_rule(op) first, if you mean to replace it")
             _RULES[op] = Rule(op, function, resize)
         return function
 
