@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TextIO
 
 import typer
 
@@ -25,9 +26,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (look.group, look.score, change.search, change.rewrite, change.verify, change.prune):
-    app.command()(command)
-for command in (engines.measure, engines.lower, look.cost, look.passes):
+COMMANDS: tuple[Callable[..., None], ...] = (
+    look.group,
+    look.score,
+    change.search,
+    change.rewrite,
+    change.verify,
+    change.prune,
+    engines.measure,
+    engines.lower,
+    look.cost,
+    look.passes,
+)
+for command in COMMANDS:
     app.command()(command)
 
 
@@ -52,7 +63,9 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+) -> None:
     # our own warnings are for the user; those of libraries are for developers
     if category.__module__.startswith("optin_fx"):
         note(f"warning: {message}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 import optin_fx as ofx
 from optin_fx.cli import options
-from optin_fx.cli.output import plain, show, writable_file
+from optin_fx.cli.output import show, writable_file
 from optin_fx.models import Sizes, read_model
 
 
@@ -18,6 +19,11 @@ def measure(
     small: Annotated[str, typer.Argument(metavar="SMALLER", help="the smaller model, in the same forms")],
     target: options.Target = "onnxruntime:cpu",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="also write the report to this .md, .html or .json file")] = None,
+    batches: Annotated[
+        list[int] | None, typer.Option("--rows", min=1, help="rows of a call; give it again for more [default: as traced]")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads [default: as many as torch uses]")] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="also measure peak memory (bytes), in a process of its own for each")] = False,
     as_json: options.Json = False,
     batch: options.Batch = 1,
     length: options.Length = 128,
@@ -28,10 +34,13 @@ def measure(
     if out is not None:
         writable_file(out)
     sizes = Sizes(batch, length, image, weights)
-    report = ofx.measure(read_model(model, sizes), read_model(small, sizes), target=target)
+    before, after = read_model(model, sizes), read_model(small, sizes)
+    costs = {"before": ofx.cost(before), "after": ofx.cost(after)}
+    report = ofx.measure(before, after, target=target, batches=batches, threads=threads, costs=costs, memory=memory)
     if out is not None:
-        out.write_text(f"{report}\n")
-    show(report, plain(report), as_json=as_json)
+        forms = {".html": report.to_html, ".json": report.to_json}
+        out.write_text(forms.get(out.suffix, report.to_markdown)())
+    show(report, json.loads(report.to_json()), as_json=as_json)
 
 
 def lower(
