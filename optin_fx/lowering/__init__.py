@@ -1,8 +1,6 @@
 """Engines: a program made ready for ONNX Runtime, OpenVINO, TensorRT, TensorRT-RTX, inductor, or torch itself."""
 
-from optin_fx.lowering import eager as _eager
-from optin_fx.lowering import onnx as _onnx
-from optin_fx.lowering import onnxruntime as _onnxruntime
+from optin_fx.lowering import eager, onnx, onnxruntime
 from optin_fx.lowering.closeness import Closeness
 from optin_fx.lowering.engine import Engine
 from optin_fx.lowering.registry import Backend, Target, load_engine, lower, parse_target, register, targets
@@ -20,3 +18,6 @@ __all__ = [
     "register",
     "targets",
 ]
+
+for _module in (eager, onnx, onnxruntime):
+    register(_module.BACKEND)

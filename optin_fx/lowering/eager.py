@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import fx
 from torch.export.passes import move_to_device_pass
+from torch.utils import _pytree as pytree
 
 from optin_fx.errors import LoweringError
 from optin_fx.lowering.engine import Engine
 from optin_fx.lowering.precision import in_precision
-from optin_fx.lowering.registry import Backend, Target, register
+from optin_fx.lowering.registry import Backend, Target
 from optin_fx.lowering.signature import Signature
 from optin_fx.program import Program
 from optin_fx.program import load as load_program
@@ -79,10 +80,9 @@ def flat_module(program: Program) -> fx.GraphModule:
     """The graph as `tensor inputs -> list of tensor outputs`, without pytrees and without leaves that are no tensors."""
     module = copy.copy(program.exported.module(check_guards=False))
     graph = fx.Graph()
-    graph.output_node_value = None  # type: ignore[attr-defined]
     copied: dict[fx.Node, fx.Node] = {}
     result = graph.graph_copy(module.graph, copied)
-    leaves = torch.utils._pytree.tree_leaves(result)
+    leaves = pytree.tree_leaves(result)
     graph.output([leaf for leaf in leaves if isinstance(leaf, fx.Node)])
     for node in list(graph.nodes):
         if node.op == "placeholder" and not isinstance(node.meta.get("val"), torch.Tensor):
@@ -90,7 +90,7 @@ def flat_module(program: Program) -> fx.GraphModule:
     return fx.GraphModule(module, graph)
 
 
-class tf32:  # noqa: N801 - reads as a statement
+class tf32:
     """Context: float32 matrix products in TF32, or exactly in float32."""
 
     def __init__(self, enabled: bool) -> None:
@@ -104,6 +104,6 @@ class tf32:  # noqa: N801 - reads as a statement
         torch.set_float32_matmul_precision(self.before)
 
 
-register(
-    Backend("eager", build, load, precisions=("fp32", "tf32", "fp16", "bf16"), devices=("cpu", "cuda"), what="torch, operator by operator")
+BACKEND = Backend(
+    "eager", build, load, precisions=("fp32", "tf32", "fp16", "bf16"), devices=("cpu", "cuda"), what="torch, operator by operator"
 )

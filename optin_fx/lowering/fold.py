@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from optin_fx.program import attribute
+from optin_fx.attributes import attribute
 
 _aten = torch.ops.aten
 CONVOLUTIONS = (_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default, _aten.convolution.default)
@@ -43,7 +43,9 @@ def _fold(module: fx.GraphModule, norm: fx.Node, number: int) -> bool:
     transposed = conv.target is _aten.convolution.default and conv.args[6]
     stored = [_stored(module, item) for item in (conv.args[1], conv.args[2] if len(conv.args) > 2 else None, *norm.args[1:5])]
     weight, bias, gamma, beta, mean, variance = stored
-    if transposed or weight is None or mean is None or variance is None or (len(conv.args) > 2 and conv.args[2] is not None and bias is None):
+    if transposed or weight is None or mean is None or variance is None:
+        return False
+    if len(conv.args) > 2 and conv.args[2] is not None and bias is None:
         return False
     epsilon = float(norm.args[7] if whole else norm.args[6])  # type: ignore[arg-type]
     scale = torch.rsqrt(variance + epsilon) * (gamma if gamma is not None else 1.0)

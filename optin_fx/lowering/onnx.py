@@ -12,7 +12,7 @@ import torch
 from optin_fx.lowering.engine import Engine
 from optin_fx.lowering.onnx_model import EXTERNAL_DATA_ABOVE, check_onnx, op_counts, require, to_onnx, weight_bytes, write_onnx
 from optin_fx.lowering.ort_session import OrtSession, has_onnxruntime
-from optin_fx.lowering.registry import Backend, Target, register
+from optin_fx.lowering.registry import Backend, Target
 from optin_fx.lowering.signature import Signature
 from optin_fx.program import Program
 
@@ -91,6 +91,11 @@ def load(path: Path, sidecar: Mapping[str, Any], target: Target, signature: Sign
     return OnnxEngine(target, signature, ir.load(path), sidecar["facts"], external_above=external)
 
 
-register(
-    Backend("onnx", build, load, precisions=("fp32", "fp16", "bf16"), what="portable .onnx file (opset 20; 22 for bf16), checked")
+BACKEND = Backend(
+    "onnx",
+    build,
+    load,
+    precisions=("fp32", "fp16", "bf16"),
+    packages=("onnxruntime", "onnx_ir"),
+    what="portable .onnx file (opset 20; 22 for bf16), checked",
 )

@@ -29,9 +29,7 @@ EXTERNAL_DATA_ABOVE = 2**31 - 2**27
 NOISY = ("torch.onnx._internal.exporter._core", "onnxscript.optimizer._constant_folding")
 
 
-def to_onnx(
-    program: Program, signature: Signature, *, precision: str = "fp32", opset: int | None = None, optimize: bool = True
-) -> Any:
+def to_onnx(program: Program, signature: Signature, *, precision: str = "fp32", opset: int | None = None, optimize: bool = True) -> Any:
     """Export with torch's dynamo exporter.
 
     Args:
@@ -53,7 +51,9 @@ def to_onnx(
     opset = opset or (OPSET_BF16 if precision == "bf16" else OPSET)
     if precision == "bf16" and opset < OPSET_BF16:
         raise LoweringError(
-            f"bf16 needs opset {OPSET_BF16}, not {opset}", so="Conv takes no bfloat16 before that", fix=f"leave opset out, or pass {OPSET_BF16}"
+            f"bf16 needs opset {OPSET_BF16}, not {opset}",
+            so="Conv takes no bfloat16 before that",
+            fix=f"leave opset out, or pass {OPSET_BF16}",
         )
     precise = in_precision(program, precision)
     leaf_count = len(signature.tensor_outputs)
@@ -61,7 +61,13 @@ def to_onnx(
         # without gradients, or attention is decomposed twice with two layouts and a `view` of it fails (seen in T5)
         with quiet_exporter(), torch.no_grad():
             exported = torch.onnx.export(
-                _unguarded(precise.exported), precise.args, kwargs=precise.kwargs, dynamo=True, opset_version=opset, optimize=optimize, verbose=False
+                _unguarded(precise.exported),
+                precise.args,
+                kwargs=precise.kwargs,
+                dynamo=True,
+                opset_version=opset,
+                optimize=optimize,
+                verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise LoweringError(

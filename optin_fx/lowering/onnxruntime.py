@@ -12,7 +12,7 @@ from optin_fx.lowering.engine import Engine
 from optin_fx.lowering.onnx import onnx_facts
 from optin_fx.lowering.onnx_model import EXTERNAL_DATA_ABOVE, check_onnx, require, to_onnx, write_onnx
 from optin_fx.lowering.ort_session import FUSIONS_OFF, OrtSession
-from optin_fx.lowering.registry import Backend, Target, register
+from optin_fx.lowering.registry import Backend, Target
 from optin_fx.lowering.signature import Signature
 from optin_fx.program import Program
 
@@ -85,8 +85,12 @@ def _facts(model: Any) -> dict[str, Any]:
     return facts
 
 
-register(
-    Backend(
-        "onnxruntime", build, load, precisions=("fp32", "fp16"), devices=("cpu", "cuda"), what="ONNX Runtime; the embedded default on CPUs"
-    )
+BACKEND = Backend(
+    "onnxruntime",
+    build,
+    load,
+    precisions=("fp32", "fp16"),
+    devices=("cpu", "cuda"),
+    packages=("onnxruntime", "onnx_ir"),
+    what="ONNX Runtime; the embedded default on CPUs",
 )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from optin_fx.errors import LoweringError
 from optin_fx.lowering.onnx_model import require, weight_bytes, write_onnx
@@ -119,4 +120,4 @@ class OrtSession:
             binding.bind_output(name, "cuda")
         torch.cuda.synchronize()
         self.session.run_with_iobinding(binding)
-        return [torch.from_dlpack(value._ortvalue) for value in binding.get_outputs()]
+        return [from_dlpack(value._ortvalue.to_dlpack()) for value in binding.get_outputs()]

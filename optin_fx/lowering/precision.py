@@ -15,9 +15,10 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from optin_fx.attributes import attribute
 from optin_fx.errors import LoweringError
 from optin_fx.lowering.fold import fold_batch_norm
-from optin_fx.program import Program, attribute
+from optin_fx.program import Program
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 PROMOTING = (torch.ops.aten.cat.default, torch.ops.aten.stack.default, torch.ops.aten.where.self)
@@ -122,7 +123,7 @@ def _traceable_inputs(program: Program) -> tuple[tuple[Any, ...], dict[str, Any]
 def _dynamic_shapes(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
     marks = [
-        {dim: torch.export.Dim.AUTO for dim in dims} if isinstance(value, torch.Tensor) else None
+        dict.fromkeys(dims, torch.export.Dim.AUTO) if isinstance(value, torch.Tensor) else None
         for value, dims in zip(leaves, _symbolic(program), strict=True)
     ]
     shaped_args, shaped_kwargs = pytree.tree_unflatten(marks, spec)
@@ -137,5 +138,5 @@ def _symbolic(program: Program) -> list[list[int]]:
     for name in program.exported.graph_signature.user_inputs:
         value = values.get(name) if isinstance(name, str) else None
         dims = enumerate(value.shape) if isinstance(value, torch.Tensor) else ()
-        found.append([dim for dim, size in dims if isinstance(size, torch.SymInt)])
+        found.append([dim for dim, size in dims if not isinstance(size, int)])
     return found

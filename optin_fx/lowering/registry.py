@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import time
 from collections.abc import Callable, Mapping
@@ -51,6 +52,7 @@ class Backend:
         build: `(program, target, signature, **options) -> Engine`.
         load: `(path, sidecar, target, signature, **options) -> Engine`.
         precisions, devices: what it takes; the first device is the default.
+        packages: imported when an engine runs; their memory is not the engine's.
         what: one line for listings.
     """
 
@@ -59,6 +61,7 @@ class Backend:
     load: Callable[..., Engine]
     precisions: tuple[str, ...] = ("fp32",)
     devices: tuple[str, ...] = ("cpu",)
+    packages: tuple[str, ...] = ()
     what: str = field(default="", compare=False)
 
 
@@ -175,6 +178,12 @@ def load_engine(path: str | Path, **options: Any) -> Engine:
     if sidecar["closeness"]:
         engine.closeness = Closeness(**sidecar["closeness"])
     return engine
+
+
+def import_packages(path: Path) -> None:
+    """Import what running the engine at `path` will import."""
+    for package in _BACKENDS[parse_target(read_sidecar(path)["target"]).name].packages:
+        importlib.import_module(package)
 
 
 def _known_options(function: Callable[..., Engine], name: str, options: Mapping[str, Any]) -> None:

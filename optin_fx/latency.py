@@ -1,0 +1,226 @@
+"""`measure`: what a smaller program costs to run, beside the one that it came from, by a stated protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from optin_fx.environment import environment
+from optin_fx.errors import DataError
+from optin_fx.lowering import Engine, Signature, lower, parse_target
+from optin_fx.lowering.check import tensors_of
+from optin_fx.lowering.closeness import closeness
+from optin_fx.lowering.memory import peak_memory
+from optin_fx.program import Program
+from optin_fx.report import Agreement, EngineFacts, Latency, Ratio, Report
+from optin_fx.timing import BLOCK, CONFIDENCE, RESAMPLES, Repeats, calls_per_sample, interleaved, ratio_interval, warm_up
+
+COST_FIELDS = ("flops", "macs", "params", "bytes")
+Candidates = Program | Mapping[str, Program]
+
+
+def measure(
+    before: Candidates,
+    after: Candidates | None = None,
+    target: str = "onnxruntime:cpu",
+    *,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    batches: Sequence[int] | None = None,
+    threads: int | None = None,
+    repeats: Repeats | None = None,
+    reference: Candidates | None = None,
+    costs: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Mapping[str, float]] | None = None,
+    memory: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> Report:
+    """Time engines of two or more programs, interleaved in one process.
+
+    Args:
+        before: the baseline, or candidates by name, of which the first is the baseline.
+        after: the smaller program, or more candidates by name. One program alone is called "before" or "after".
+        target: as for `lower`; the same settings for every candidate.
+        args, kwargs: the call to time; by default the baseline's example inputs.
+        batches: batch sizes to time; rows of the call are repeated. By default the call as it is.
+        threads: CPU threads, the same for every candidate; by default as many as torch uses.
+        repeats: how long to measure; see `timing.Repeats`.
+        reference: what the outputs of the candidates after the first should equal, such as the masked dense program.
+        costs: per candidate a mapping, or an object with attributes, of flops, macs, params and bytes.
+        metrics: per candidate any named figures of quality, shown in the report as they are.
+        memory: also measure each engine's peak memory, in a fresh process each (a few seconds).
+        seed: of the order of runs and of the bootstrap.
+        options: the target's own, as for `lower`.
+
+    Returns:
+        A `Report`: latencies in milliseconds, throughput in rows per second, ratios baseline / candidate with a 95 % confidence
+        interval, agreement of every engine with its program, protocol and environment.
+
+    Raises:
+        LoweringError: an engine cannot be built, or cannot run here.
+        DataError: a batch size that the program does not take, or names that do not match.
+    """
+    programs = _candidates(before, after)
+    baseline = next(iter(programs))
+    repeats = repeats or Repeats()
+    if args is None and kwargs is None:
+        args, kwargs = programs[baseline].args, programs[baseline].kwargs
+    call = (tuple(args or ()), dict(kwargs or {}))
+    references = _references(reference, [name for name in programs if name != baseline])
+    latencies: list[Latency] = []
+    ratios: list[Ratio] = []
+    agreements: list[Agreement] = []
+    with _threads(threads) as used:
+        around = environment()
+        engines = {name: lower(program, target, check=False, **options) for name, program in programs.items()}
+        for engine in engines.values():
+            engine.require_runnable()
+        first_run: dict[str, float] = {}
+        for batch in batches or (None,):
+            args, kwargs = _resized(engines[baseline].signature, *call, batch)
+            rows = batch or _rows(engines[baseline].signature, args, kwargs)
+            calls = {name: _runner(engine, args, kwargs) for name, engine in engines.items()}
+            counts = {}
+            for name, run in calls.items():
+                times = warm_up(run, device=engines[name].device)
+                first_run.setdefault(name, times[0])
+                counts[name] = calls_per_sample(float(np.median(times[-5:])))
+                agreements += _agreements(name, engines[name], programs[name], references.get(name), args, kwargs, rows)
+            samples = interleaved(calls, counts, device=engines[baseline].device, repeats=repeats, seed=seed)
+            latencies += [_latency(name, rows, samples[name], counts[name]) for name in samples]
+            others = list(samples)[1:]
+            ratios += [Ratio(baseline, name, rows, *ratio_interval(samples[baseline], samples[name], seed)) for name in others]
+        args, kwargs = call
+        facts = {
+            name: EngineFacts(
+                build_s=engine.facts["build_s"],
+                first_run_ms=first_run[name] * 1e3,
+                peak_bytes=peak_memory(engine, args, kwargs, used) if memory else None,
+                info={key: value for key, value in engine.facts.items() if key in ("settings", "nodes", "opset", "weight_bytes")},
+            )
+            for name, engine in engines.items()
+        }
+    parsed = parse_target(target)
+    return Report(
+        target=parsed.text,
+        protocol={
+            "threads": used,
+            "precision": parsed.precision,
+            "device": parsed.device,
+            "order": "interleaved in one process, in random order in each round",
+            "warm_up": "until two windows of five calls agree within 10 %",
+            "repeats": asdict(repeats),
+            "ratio": f"of medians, {CONFIDENCE:.0%} percentile bootstrap over blocks of {BLOCK} rounds, {RESAMPLES} resamples",
+            "timed": "device events around engine.run" if parsed.device == "cuda" else "wall clock around engine.run on flat tensors",
+            "options": {key: repr(value) for key, value in options.items()},
+            "seed": seed,
+        },
+        environment=around,
+        latencies=tuple(latencies),
+        ratios=tuple(ratios),
+        agreements=tuple(agreements),
+        engines=facts,
+        costs={name: cost_row(_named(costs or {}, name, programs)) for name in programs if name in (costs or {})},
+        metrics={name: dict(row) for name, row in (metrics or {}).items()},
+    )
+
+
+def cost_row(cost: Any) -> dict[str, float]:
+    """flops, macs, params and bytes, as far as the mapping or object has them."""
+    if isinstance(cost, Mapping):
+        return {field: float(cost[field]) for field in COST_FIELDS if cost.get(field) is not None}
+    return {field: float(getattr(cost, field)) for field in COST_FIELDS if getattr(cost, field, None) is not None}
+
+
+def _named(costs: Mapping[str, Any], name: str, programs: Mapping[str, Program]) -> Any:
+    unknown = sorted(set(costs) - set(programs))
+    if unknown:
+        raise DataError(f"costs are given for {unknown[0]!r}, which is not measured", fix=f"use the names {', '.join(programs)}")
+    return costs[name]
+
+
+def _candidates(before: Candidates, after: Candidates | None) -> dict[str, Program]:
+    first = {"before": before} if isinstance(before, Program) else dict(before)
+    second = {"after": after} if isinstance(after, Program) else dict(after or {})
+    twice = sorted(set(first) & set(second))
+    if twice:
+        raise DataError(f"two candidates are called {twice[0]!r}", fix="give each its own name")
+    if not first:
+        raise DataError("there is nothing to measure", fix="pass a program, or programs by name")
+    return {**first, **second}
+
+
+def _references(reference: Candidates | None, names: Sequence[str]) -> dict[str, Program]:
+    if isinstance(reference, Program):
+        return dict.fromkeys(names, reference)
+    return dict(reference or {})
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[int]:
+    # every CPU backend takes its default from torch, so this one setting serves them all
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield threads or before
+    finally:
+        torch.set_num_threads(before)
+
+
+def _resized(signature: Signature, args: Any, kwargs: Any, batch: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if batch is None:
+        return args, kwargs
+    fixed = "batch" not in signature.bounds
+    low, high = signature.bounds.get("batch", (1, 1))
+    if fixed or not low <= batch <= (high or batch) or batch < 1:
+        raise DataError(
+            f"the program does not take a batch of {batch}",
+            at="its batch is fixed" if fixed else f"batch from {low} to {high}",
+            fix="trace it with a dynamic leading dim named batch, or leave batches out",
+        )
+    return signature.resized(args, kwargs, batch)
+
+
+def _rows(signature: Signature, args: Any, kwargs: Any) -> int:
+    for tensor, leaf in zip(signature.flatten(args, kwargs), signature.tensor_inputs, strict=True):
+        for dim, size in enumerate(leaf.sizes):
+            if size == "batch":
+                return tensor.shape[dim]
+    leading = [tensor.shape[0] for tensor in signature.flatten(args, kwargs) if tensor.dim()]
+    return leading[0] if leading else 1
+
+
+def _runner(engine: Engine, args: Any, kwargs: Any) -> Callable[[], object]:
+    inputs = [tensor.to(engine.device) for tensor in engine.signature.flatten(args, kwargs)]
+    return lambda: engine.run(inputs)
+
+
+def _agreements(
+    name: str, engine: Engine, program: Program, reference: Program | None, args: Any, kwargs: Any, rows: int
+) -> list[Agreement]:
+    found = tensors_of(engine(*args, **kwargs))
+    against = {"its program": program} | ({"reference": reference} if reference is not None else {})
+    gaps = {text: closeness(found, tensors_of(other(*args, **kwargs))) for text, other in against.items()}
+    return [Agreement(name, text, rows, gap.max_abs, gap.max_rel, gap.unequal) for text, gap in gaps.items()]
+
+
+def _latency(name: str, rows: int, seconds: Sequence[float], count: int) -> Latency:
+    milliseconds = np.asarray(seconds) * 1e3
+    p25, p50, p75, p90, p99 = (float(value) for value in np.percentile(milliseconds, [25, 50, 75, 90, 99]))
+    return Latency(
+        candidate=name,
+        batch=rows,
+        median_ms=p50,
+        p90_ms=p90,
+        p99_ms=p99,
+        spread=(p75 - p25) / p50,
+        rows_per_s=rows / p50 * 1e3,
+        calls_per_sample=count,
+        samples_ms=tuple(round(float(value), 6) for value in milliseconds),
+    )

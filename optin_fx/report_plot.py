@@ -1,0 +1,44 @@
+"""A `Report` as a picture: latency by batch size, and how much of the saved FLOPs became saved time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from optin_fx.errors import SaveError
+from optin_fx.report import Report
+
+
+def plot(report: Report, path: Path) -> Path:
+    """Draw to `path`; needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    efficient = [name for name in report.candidates if report.efficiency(name) is not None]
+    figure = Figure(figsize=(11 if efficient else 6, 4.6), layout="constrained")
+    axes = figure.subplots(1, 2 if efficient else 1, squeeze=False)[0]
+    for name in report.candidates:
+        items = [report.latency(name, batch) for batch in report.batches]
+        medians = [item.median_ms for item in items]
+        upper = [item.p90_ms - item.median_ms for item in items]
+        axes[0].errorbar(report.batches, medians, yerr=[[0.0] * len(upper), upper], marker="o", capsize=3, label=name)
+    axes[0].set(xlabel="batch (rows per call)", ylabel="ms per call (median; bar up to p90)", title=f"latency, {report.target}")
+    axes[0].set_ylim(bottom=0)
+    axes[0].legend()
+    if efficient:
+        for name in efficient:
+            axes[1].plot(report.batches, [report.efficiency(name, batch) for batch in report.batches], marker="o", label=name)
+        axes[1].axhline(1.0, color="grey", linewidth=1)
+        axes[1].set(xlabel="batch (rows per call)", ylabel="speed-up / FLOPs ratio", title="saved FLOPs that became saved time")
+        axes[1].set_ylim(bottom=0)
+        axes[1].legend()
+    machine = report.environment
+    figure.text(
+        0.01, -0.02, f"{machine.get('gpu') or machine.get('cpu')}, {report.protocol['threads']} threads, {report.protocol['precision']}; "
+        f"interleaved, median of {len(report.latencies[0].samples_ms)} samples", fontsize=8, va="top",
+    )  # fmt: skip
+    try:
+        figure.savefig(path, bbox_inches="tight", dpi=120)
+    except OSError as error:
+        raise SaveError(
+            f"cannot write the plot: {error.strerror or error}", at=str(path), fix="choose a folder that exists and that you may write to"
+        ) from error
+    return path
