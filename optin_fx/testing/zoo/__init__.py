@@ -1,0 +1,41 @@
+"""The zoo: stock architectures, each one row of a table, one table per family.
+
+    from optin_fx.testing import zoo
+
+    entry = zoo.get("llama")
+    args, kwargs = entry.example()
+    program = optin_fx.trace(entry.model(), args, kwargs, entry.shapes())
+
+Nothing is downloaded: weights are random, and drawn so that every one of them matters (`randomise`). transformers, timm and
+torchvision are imported only when an entry of theirs is built.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+
+from optin_fx.testing.zoo import cnn, decoders, encoders, hybrids, plain, vision
+from optin_fx.testing.zoo.entry import Entry, randomise
+
+ENTRIES: tuple[Entry, ...] = encoders.ENTRIES + decoders.ENTRIES + vision.ENTRIES + cnn.ENTRIES + hybrids.ENTRIES + plain.ENTRIES
+FAMILIES = tuple(dict.fromkeys(entry.family for entry in ENTRIES))
+_BY_NAME = {entry.name: entry for entry in ENTRIES}
+if len(_BY_NAME) != len(ENTRIES):
+    raise ValueError("two entries of the zoo have one name")
+
+
+def get(name: str) -> Entry:
+    """The entry of that name; `KeyError` where there is none."""
+    return _BY_NAME[name]
+
+
+def select(*patterns: str, family: str | None = None) -> tuple[Entry, ...]:
+    """Entries whose name matches one of the shell patterns (all, without patterns), of one family if given."""
+    return tuple(
+        entry
+        for entry in ENTRIES
+        if (family is None or entry.family == family) and (not patterns or any(fnmatch(entry.name, p) for p in patterns))
+    )
+
+
+__all__ = ["ENTRIES", "FAMILIES", "Entry", "get", "randomise", "select"]
