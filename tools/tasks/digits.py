@@ -61,8 +61,9 @@ class DigitTask(Task):
         """The network with random weights; it maps (n, 1, 28, 28) to logits (n, 10)."""
 
     def model(self) -> nn.Module:
+        tensors, _ = cache.load_checkpoint(self.name)
         model = self.bare()
-        model.load_state_dict(cache.load_checkpoint(self.name)[0])
+        model.load_state_dict(tensors)
         return model.eval()
 
     def split(self) -> tuple[list[int], list[int]]:

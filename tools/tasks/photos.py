@@ -28,8 +28,9 @@ class Photos(Task):
     held_out: int = 700
 
     def model(self) -> nn.Module:
+        tensors, _ = cache.load_checkpoint(self.name)
         model = bare()
-        model.load_state_dict(cache.load_checkpoint(self.name)[0])
+        model.load_state_dict(tensors)
         return model.eval()
 
     def calibration(self, n: int, seed: int = 0, batch: int = 32) -> list[Batch]:

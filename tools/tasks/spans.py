@@ -42,12 +42,14 @@ class Spans(Task):
     metric: ClassVar[str] = "f1"
 
     length: int = 80
+    held_out: int = 900
     held_out_documents: int = 100
     questions_each: int = 2
 
     def model(self) -> nn.Module:
+        tensors, _ = cache.load_checkpoint(self.name)
         model = bare()
-        model.load_state_dict(cache.load_checkpoint(self.name)[0])
+        model.load_state_dict(tensors)
         return model.eval()
 
     def calibration(self, n: int, seed: int = 0, batch: int = 32) -> list[Batch]:
@@ -156,7 +158,7 @@ def split(task: Spans) -> tuple[list[Question], list[Question]]:
             wanted = set(chosen)
             texts = passages([snippet for snippet in snippets if snippet.document in wanted])
             side += fitting(questions(texts, task.questions_each, seed=0), task.length)
-    return sides
+    return sides[0], archive.sample(sides[1], task.held_out, seed=0)
 
 
 def encodings(items: Sequence[Question], length: int) -> list[Any]:
