@@ -14,6 +14,7 @@ from optin_fx.cli.data import read_data
 from optin_fx.cli.output import note, plain, say, show, writable_file, writable_folder
 from optin_fx.errors import PlanError
 from optin_fx.models import Sizes, find_model, read_model
+from optin_fx.scores import Scores
 
 PlanFile = Annotated[Path, typer.Option("--plan", help="plan.json, as `search` or `prune` wrote it")]
 
@@ -36,6 +37,7 @@ def search(
     budget: options.Budget = "flops <= 50%",
     score: options.Score = "trajectory-sketch",
     data: options.Data = None,
+    scores: Annotated[Path | None, typer.Option("--scores", help="scores that `score --out` wrote, in place of --score and --data")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the plan to this .json file")] = None,
     rows: options.Rows = 8,
     samples: options.Samples = 256,
@@ -49,8 +51,11 @@ def search(
     if out is not None:
         writable_file(out)
     program = read_model(model, Sizes(batch, length, image, weights))
-    scores = ofx.score(program, score, data=read_data(data, program, rows=rows, samples=samples))
-    plan = ofx.search(program, scores, budget=budget)
+    if scores is not None:
+        found = Scores.load(scores)
+    else:
+        found = ofx.score(program, score, data=read_data(data, program, rows=rows, samples=samples))
+    plan = ofx.search(program, found, budget=budget)
     if out is not None:
         out.write_text(plan.to_json())
     show(plan, json.loads(plan.to_json()), as_json=as_json)
@@ -75,8 +80,8 @@ def rewrite(
     before, after = ofx.cost(program), ofx.cost(small)
     facts = {
         "file": out,
-        "flops": {"before": before.flops, "after": after.flops},
-        "params": {"before": before.params, "after": after.params},
+        "flops": {"before": int(before.flops), "after": int(after.flops)},
+        "params": {"before": int(before.params), "after": int(after.params)},
     }
     text = f"{out}: {after.flops / before.flops:.1%} of the FLOPs, {after.params / before.params:.1%} of the parameters"
     show(text, facts, as_json=as_json)

@@ -13,16 +13,15 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
+from optin_fx.data import Batch
 from optin_fx.errors import DataError
 from optin_fx.models import find_object
 from optin_fx.program import Program
-
-Batch: TypeAlias = tuple[Any, ...] | dict[str, Any] | torch.Tensor
 
 FORMS = "give package.module:factory, a .pt, .safetensors or .npz file, or random"
 
@@ -31,7 +30,7 @@ class RandomDataWarning(UserWarning):
     """Scores were computed on noise."""
 
 
-def read_data(spec: str | None, program: Program, *, rows: int, samples: int) -> Iterable[Batch] | None:
+def read_data(spec: str | None, program: Program, *, rows: int, samples: int) -> Iterable[Any] | None:
     """The batches that a text stands for; `None` stands for none.
 
     Args:
@@ -76,20 +75,13 @@ def random_batches(program: Program, *, rows: int, samples: int, seed: int = 0) 
         low, high = int(example.min()), int(example.max())
         return torch.randint(low, high + 1, shape, generator=generator).to(example.dtype)
 
-    return [_as_called(program, *pytree.tree_map(noise, (program.args, program.kwargs))) for _ in range(max(1, math.ceil(samples / rows)))]
+    def batch() -> Batch:
+        return Batch(*pytree.tree_map(noise, (program.args, program.kwargs)))
+
+    return [batch() for _ in range(max(1, math.ceil(samples / rows)))]
 
 
-def _as_called(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
-    if args and kwargs:
-        raise DataError(
-            "the model takes positional and keyword inputs, and a batch is one or the other",
-            so="this form of --data does not fit it",
-            fix="trace the model with keyword inputs only (args=(), kwargs={...})",
-        )
-    return kwargs if kwargs else args
-
-
-def _from_file(path: Path, program: Program, rows: int, samples: int) -> Iterable[Batch]:
+def _from_file(path: Path, program: Program, rows: int, samples: int) -> Iterable[Any]:
     if not path.is_file():
         raise DataError("no such file", at=str(path), fix=FORMS)
     try:
@@ -127,8 +119,7 @@ def _cut(tensors: dict[str, torch.Tensor], program: Program, rows: int, samples:
     lengths = {name: len(tensor) for name, tensor in tensors.items()}
     if len(set(lengths.values())) != 1:
         raise DataError(f"the tensors differ in their number of samples: {lengths}", at=str(path), fix="save one row per sample in each")
-    by_name = set(tensors) == set(program.kwargs)
-    if not by_name and set(tensors) != set(program.input_names):
+    if set(tensors) != set(program.input_names):
         raise DataError(
             f"the file holds {', '.join(tensors)}; the model takes {', '.join(program.input_names)}",
             at=str(path),
@@ -137,4 +128,5 @@ def _cut(tensors: dict[str, torch.Tensor], program: Program, rows: int, samples:
     count = min(samples, next(iter(lengths.values())))
     for start in range(0, count, rows):
         piece = {name: tensor[start : min(start + rows, count)] for name, tensor in tensors.items()}
-        yield piece if by_name else tuple(piece[name] for name in program.input_names)
+        positional = program.input_names[: len(program.args)]
+        yield Batch(tuple(piece.pop(name) for name in positional), piece)

@@ -56,21 +56,9 @@ def score(
         writable_file(out)
     program = read_model(model, Sizes(batch, length, image, weights))
     scores = ofx.score(program, score, data=read_data(data, program, rows=rows, samples=samples))
-    named = {one.name: scores[one.name] for one in ofx.group(program) if not one.pinned}
     if out is not None:
-        from safetensors.torch import save_file
-
-        save_file({name: values.detach().cpu().contiguous() for name, values in named.items()}, out)
-    show(_score_table(named), named, as_json=as_json)
-
-
-def _score_table(named: dict[str, Any]) -> str:
-    width = max((len(name) for name in named), default=5)
-    lines = [f"{'group':<{width}}  {'units':>6}  {'least':>10}  {'median':>10}  {'most':>10}"]
-    for name, values in named.items():
-        least, median, most = (f"{float(value):>10.3g}" for value in (values.min(), values.median(), values.max()))
-        lines.append(f"{name:<{width}}  {values.numel():>6}  {least}  {median}  {most}")
-    return "\n".join(lines)
+        scores.save(out)
+    show(scores, scores.values, as_json=as_json)
 
 
 def cost(
@@ -83,14 +71,14 @@ def cost(
 ) -> None:
     """Count FLOPs (1 MAC = 2 FLOPs), parameters and bytes, at the size of the example inputs."""
     found = ofx.cost(read_model(model, Sizes(batch, length, image, weights)))
-    facts = {"flops": found.flops, "macs": found.macs, "params": found.params, "bytes": found.bytes}
-    lines = [
-        f"FLOPs   {found.flops:>18,}   (1 MAC = 2 FLOPs)",
-        f"MACs    {found.macs:>18,}",
-        f"params  {found.params:>18,}",
-        f"bytes   {found.bytes:>18,}   of weights",
-    ]
-    show("\n".join(lines), facts, as_json=as_json)
+    facts = {"flops": int(found.flops), "macs": int(found.macs), "params": int(found.params), "bytes": int(found.bytes)}
+    units = {
+        "flops": "floating-point operations, 2 per MAC",
+        "macs": "multiply-accumulates",
+        "params": "parameters",
+        "bytes": "bytes of weights",
+    }
+    show("\n".join(f"{count:>18,}  {units[name]}" for name, count in facts.items()), facts, as_json=as_json)
 
 
 def passes(as_json: options.Json = False) -> None:
