@@ -129,15 +129,10 @@ def random_plan(program: Program, keep: float = 0.5, seed: int = 0) -> Plan:
 
 
 class Cut:
-    """A plan resolved against an analysis: what stays of any axis, as positions, as a mask or as a count."""
+    """What stays of any axis, as positions, as a mask or as a count, when some leaves keep only some units."""
 
-    def __init__(self, program: Program, plan: Plan) -> None:
-        check(plan, group(program))
-        self.analysis: Analysis = analyse(program)
-        names = leaf_names(self.analysis)
-        self.kept: dict[Axis, torch.Tensor] = {
-            leaf: torch.tensor(plan.kept[name], dtype=torch.long) for leaf, name in names.items() if name in plan.kept
-        }
+    def __init__(self, analysis: Analysis, kept: Mapping[Axis, torch.Tensor]) -> None:
+        self.analysis, self.kept = analysis, dict(kept)
         self._sizes: dict[Axis, int] = {}
 
     def units(self, leaf: Axis) -> torch.Tensor | None:
@@ -160,6 +155,18 @@ class Cut:
     def _leaf_size(self, leaf: Axis) -> int:
         kept = self.kept.get(leaf)
         return leaf.size if kept is None else len(kept)
+
+
+def resolve(program: Program, plan: Plan) -> Cut:
+    """A plan in terms of the axes of its program.
+
+    Raises:
+        PlanError: see `check`.
+    """
+    check(plan, group(program))
+    analysis = analyse(program)
+    units = {leaf: plan.kept[name] for leaf, name in leaf_names(analysis).items() if name in plan.kept}
+    return Cut(analysis, {leaf: torch.tensor(kept, dtype=torch.long) for leaf, kept in units.items()})
 
 
 def _product(values: list[int]) -> int:

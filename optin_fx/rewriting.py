@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from optin_fx.analysis import Applied, Consumer, analyse
+from optin_fx.analysis import Applied, Consumer
 from optin_fx.attributes import assign, attribute, storage_key
 from optin_fx.dims import positions, spread
-from optin_fx.plan import Cut, Plan
+from optin_fx.plan import Cut, Plan, resolve
 from optin_fx.program import Program
 from optin_fx.retrace import retrace
 from optin_fx.rulebook import Resized
@@ -47,8 +47,17 @@ def editable(program: Program) -> fx.GraphModule:
 
 def sliced(program: Program, plan: Plan) -> fx.GraphModule:
     """`rewrite` before it is traced again."""
-    cut, analysis = Cut(program, plan), analyse(program)
-    module = editable(program)
+    return slice_graph(program, resolve(program, plan))
+
+
+def masked(program: Program, plan: Plan) -> fx.GraphModule:
+    """`mask` before it is traced again."""
+    return mask_graph(program, resolve(program, plan))
+
+
+def slice_graph(program: Program, cut: Cut) -> fx.GraphModule:
+    """A copy of the program's graph without the units that a cut removes."""
+    analysis, module = cut.analysis, editable(program)
     smaller: dict[Any, torch.Tensor] = {}
     nodes = {node.name: node for node in module.graph.nodes}
     for node in list(nodes.values()):
@@ -66,9 +75,8 @@ def sliced(program: Program, plan: Plan) -> fx.GraphModule:
     return module
 
 
-def masked(program: Program, plan: Plan) -> fx.GraphModule:
-    """`mask` before it is traced again."""
-    cut = Cut(program, plan)
+def mask_graph(program: Program, cut: Cut) -> fx.GraphModule:
+    """A copy of the program's graph that zeroes the units that a cut removes, wherever they are consumed."""
     module = editable(program)
     nodes = {node.name: node for node in module.graph.nodes}
     count = 0
