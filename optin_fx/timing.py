@@ -38,7 +38,7 @@ class Repeats:
 
 def warm_up(call: Callable[[], object], *, device: str, most: int = 60, seconds: float = 5.0) -> list[float]:
     """Call until two windows of five calls have medians within 10 % of each other; returns all times in seconds, the first first."""
-    times: list[float] = []
+    times = [timed(call, 1, device)]  # the first may compile for half a minute
     started = time.perf_counter()
     while len(times) < most and (time.perf_counter() - started < seconds or len(times) < 2):
         times.append(timed(call, 1, device))

@@ -1,6 +1,6 @@
 """Engines: a program made ready for ONNX Runtime, OpenVINO, TensorRT, TensorRT-RTX, inductor, or torch itself."""
 
-from optin_fx.lowering import eager, onnx, onnxruntime
+from optin_fx.lowering import aotinductor, eager, inductor, onnx, onnxruntime, openvino, tensorrt
 from optin_fx.lowering.closeness import Closeness
 from optin_fx.lowering.engine import Engine
 from optin_fx.lowering.registry import Backend, Target, load_engine, lower, parse_target, register, targets
@@ -19,5 +19,14 @@ __all__ = [
     "targets",
 ]
 
-for _module in (eager, onnx, onnxruntime):
-    register(_module.BACKEND)
+for _backend in (
+    onnxruntime.BACKEND,
+    onnx.BACKEND,
+    openvino.BACKEND,
+    tensorrt.BACKEND,
+    tensorrt.RTX_BACKEND,
+    inductor.BACKEND,
+    aotinductor.BACKEND,
+    eager.BACKEND,
+):
+    register(_backend)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from optin_fx.lowering.engine import Engine
-from optin_fx.lowering.onnx_model import EXTERNAL_DATA_ABOVE, check_onnx, op_counts, require, to_onnx, weight_bytes, write_onnx
+from optin_fx.lowering.onnx_model import EXTERNAL_DATA_ABOVE, check_onnx, onnx_facts, require, to_onnx, weight_bytes, write_onnx
 from optin_fx.lowering.ort_session import OrtSession, has_onnxruntime
 from optin_fx.lowering.registry import Backend, Target
 from optin_fx.lowering.signature import Signature
@@ -68,20 +68,6 @@ def build(
             written = write_onnx(model, Path(folder) / "model.onnx")
             check_onnx(written[0])
     return OnnxEngine(target, signature, model, onnx_facts(model), external_above=external_above)
-
-
-def onnx_facts(model: Any) -> dict[str, Any]:
-    """JSON-able facts about an ONNX model."""
-    import torch.onnx
-
-    counts = op_counts(model)
-    return {
-        "opset": model.opset_imports.get(""),
-        "nodes": sum(counts.values()),
-        "ops": counts,
-        "weight_bytes": weight_bytes(model),
-        "versions": {"torch": torch.__version__, "onnx": require("onnx", "onnx", needed_for="lowering to ONNX").__version__},
-    }
 
 
 def load(path: Path, sidecar: Mapping[str, Any], target: Target, signature: Signature) -> Engine:

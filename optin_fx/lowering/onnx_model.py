@@ -194,6 +194,18 @@ def op_counts(model: Any) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+def onnx_facts(model: Any) -> dict[str, Any]:
+    """JSON-able facts about an ONNX model."""
+    counts = op_counts(model)
+    return {
+        "opset": model.opset_imports.get(""),
+        "nodes": sum(counts.values()),
+        "ops": counts,
+        "weight_bytes": weight_bytes(model),
+        "versions": {"torch": torch.__version__, "onnx": require("onnx", "onnx", needed_for="lowering to ONNX").__version__},
+    }
+
+
 def require(package: str, extra: str, *, needed_for: str) -> Any:
     """Import a package, or say which extra to install."""
     import importlib

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from optin_fx.lowering.engine import Engine
-from optin_fx.lowering.onnx import onnx_facts
-from optin_fx.lowering.onnx_model import EXTERNAL_DATA_ABOVE, check_onnx, require, to_onnx, write_onnx
+from optin_fx.lowering.onnx_model import EXTERNAL_DATA_ABOVE, check_onnx, onnx_facts, require, to_onnx, write_onnx
 from optin_fx.lowering.ort_session import FUSIONS_OFF, OrtSession
 from optin_fx.lowering.registry import Backend, Target
 from optin_fx.lowering.signature import Signature

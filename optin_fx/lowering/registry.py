@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from optin_fx.errors import LoweringError
 from optin_fx.lowering.closeness import TOLERANCE, Closeness
 from optin_fx.lowering.engine import Engine, read_sidecar
@@ -141,6 +143,12 @@ def lower(
     backend = _BACKENDS[parsed.name]
     started = time.perf_counter()
     _known_options(backend.build, parsed.name, options)
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise LoweringError(
+            "torch.autocast is on around lower",
+            so="it would be ignored in silence: an exported program carries its dtypes",
+            fix=f"leave autocast, and lower to {parsed.name}:fp16 or {parsed.name}:bf16",
+        )
     engine = backend.build(program, parsed, Signature.of(program, dim_names), **options)
     engine.facts.setdefault("program", program.fingerprint)
     engine.facts["build_s"] = round(time.perf_counter() - started, 3)

@@ -146,6 +146,12 @@ class Signature:
         new_args, new_kwargs = pytree.tree_unflatten(leaves, self._specs[0])
         return new_args, new_kwargs
 
+    def call(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The other way: `(args, kwargs)` around the tensors of `tensor_inputs`."""
+        rest = iter(tensors)
+        args, kwargs = pytree.tree_unflatten([next(rest) if leaf.is_tensor else leaf.constant for leaf in self.inputs], self._specs[0])
+        return args, kwargs
+
     def unflatten(self, tensors: Sequence[torch.Tensor]) -> Any:
         """The model's output structure around the tensors of `tensor_outputs`."""
         rest = iter(tensors)

@@ -1,0 +1,186 @@
+"""Targets `tensorrt` (full TensorRT, which builds on the GPU that it is for) and `tensorrt-rtx` (whose builder needs no GPU).
+
+Without a GPU the engine is built and saved, says so, and has not been executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optin_fx.errors import LoweringError
+from optin_fx.lowering.check import agreement
+from optin_fx.lowering.closeness import TOLERANCE
+from optin_fx.lowering.engine import Engine
+from optin_fx.lowering.onnx import OnnxEngine
+from optin_fx.lowering.onnx_model import EXTERNAL_DATA_ABOVE, onnx_facts, require, to_onnx
+from optin_fx.lowering.registry import Backend, Target
+from optin_fx.lowering.signature import Signature
+from optin_fx.lowering.tensorrt_build import CAPABILITIES, Profile, build_plan
+from optin_fx.lowering.tensorrt_run import Session
+from optin_fx.program import Program
+
+MODULES = {"tensorrt": ("tensorrt", "tensorrt-full"), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt")}
+
+
+class TensorRtEngine(Engine):
+    """A TensorRT plan. `plan` holds its bytes; `cannot_run` says why where it was built only."""
+
+    suffix = ".engine"
+
+    def __init__(self, target: Target, signature: Signature, plan: bytes, facts: Mapping[str, Any]) -> None:
+        super().__init__(target.text, signature, facts)
+        self.plan, self._name = plan, target.name
+        self._session: Session | None = None
+        self.facts["executed"] = False
+
+    @property
+    def device(self) -> str:
+        return "cuda"
+
+    @property
+    def cannot_run(self) -> str | None:
+        if not torch.cuda.is_available():
+            return "there is no CUDA device here: built, not executed"
+        here, built = gpu(), self.facts["capabilities"]
+        if built and here not in built:
+            return f"the GPU here is {here}, the engine was built for {', '.join(built)}"
+        return None
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        if self._session is None:
+            self._session = Session(module_of(self._name), self.plan, self.signature)
+            self.facts["executed"] = True
+        return self._session.run(inputs)
+
+    def _write(self, path: Path) -> list[Path]:
+        path.write_bytes(self.plan)
+        return [path]
+
+
+def _checked_onnx(model: Any, program: Program, target: Target, signature: Signature) -> dict[str, float] | None:
+    """Where the plan cannot run, the ONNX model that it was made from still can, in ONNX Runtime (but for bf16)."""
+    engine = OnnxEngine(Target("onnx", target.precision, "cpu"), signature, model, {}, external_above=EXTERNAL_DATA_ABOVE)
+    if torch.cuda.is_available() or engine.cannot_run:
+        return None
+    found = agreement(engine, program)
+    if not found.within(TOLERANCE[target.precision]):
+        raise LoweringError(
+            f"the ONNX model disagrees with its program: {found}",
+            at=f"tolerance {TOLERANCE[target.precision]:g} relative, in ONNX Runtime",
+            so="the engine is not returned",
+            fix="choose a higher precision, or pass check_onnx=False",
+        )
+    return asdict(found)
+
+
+def module_of(name: str) -> Any:
+    """The Python module of a target, or what to install."""
+    module, extra = MODULES[name]
+    return require(module, extra, needed_for=f"the target {name}")
+
+
+def gpu() -> str:
+    """The GPU here as `SM80`."""
+    major, minor = torch.cuda.get_device_capability()
+    return f"SM{major}{minor}"
+
+
+def _builder(name: str) -> Callable[..., Engine]:
+    def build(
+        program: Program,
+        target: Target,
+        signature: Signature,
+        *,
+        profile: Profile | None = None,
+        capabilities: Sequence[str] = CAPABILITIES,
+        opset: int | None = None,
+        check_onnx: bool = True,
+    ) -> Engine:
+        trt = module_of(name)
+        if name == "tensorrt" and not torch.cuda.is_available():
+            raise LoweringError(
+                "full TensorRT builds only on the GPU that the engine is for, and there is none here",
+                so="there is no engine",
+                fix="lower to tensorrt-rtx, whose builder needs no GPU; or lower to onnx here and build from that file where the GPU is",
+            )
+        model = to_onnx(program, signature, precision=target.precision, opset=opset)
+        plan = build_plan(
+            trt,
+            model,
+            signature,
+            precision=target.precision,
+            profile=profile,
+            capabilities=capabilities,
+            example=example_sizes(program, signature),
+        )
+        onnx = onnx_facts(model)
+        facts = {
+            **plan.facts,
+            "onnx_closeness": _checked_onnx(model, program, target, signature) if check_onnx else None,
+            "onnx_nodes": onnx["nodes"],
+            "opset": onnx["opset"],
+            "weight_bytes": onnx["weight_bytes"],
+        }
+        facts["versions"] = {**onnx["versions"], trt.__name__: trt.__version__}
+        if name == "tensorrt":
+            facts["capabilities"] = [gpu()]
+        return TensorRtEngine(target, signature, plan.data, facts)
+
+    return build
+
+
+def _loader(name: str) -> Callable[..., Engine]:
+    def load(path: Path, sidecar: Mapping[str, Any], target: Target, signature: Signature) -> Engine:
+        trt = module_of(name)
+        built = sidecar["facts"]["versions"].get(trt.__name__)
+        if built != trt.__version__:
+            raise LoweringError(
+                f"the engine was built by {trt.__name__} {built}, here is {trt.__version__}",
+                at=str(path),
+                so="TensorRT reads its own version's engines only",
+                fix="build it again from the program with this version",
+            )
+        engine = TensorRtEngine(target, signature, path.read_bytes(), sidecar["facts"])
+        if torch.cuda.is_available() and engine.cannot_run:
+            raise LoweringError(
+                f"the engine does not fit this GPU: {engine.cannot_run}",
+                at=str(path),
+                fix=f"build it again with capabilities=({gpu()!r},), or with the target tensorrt on this GPU",
+            )
+        return engine
+
+    return load
+
+
+def example_sizes(program: Program, signature: Signature) -> dict[str, int]:
+    """Symbol -> its size in the program's example inputs."""
+    sizes: dict[str, int] = {}
+    for tensor, leaf in zip(signature.flatten(program.args, program.kwargs), signature.tensor_inputs, strict=True):
+        sizes.update({size: tensor.shape[dim] for dim, size in enumerate(leaf.sizes) if isinstance(size, str)})
+    return sizes
+
+
+_PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+BACKEND = Backend(
+    "tensorrt",
+    _builder("tensorrt"),
+    _loader("tensorrt"),
+    precisions=_PRECISIONS,
+    devices=("cuda",),
+    packages=("tensorrt",),
+    what="TensorRT, on the GPU that the engine is for",
+)
+RTX_BACKEND = Backend(
+    "tensorrt-rtx",
+    _builder("tensorrt-rtx"),
+    _loader("tensorrt-rtx"),
+    precisions=_PRECISIONS,
+    devices=("cuda",),
+    packages=("tensorrt_rtx",),
+    what="TensorRT-RTX; builds without a GPU, for SM80, 86, 89, 120 and 121",
+)
