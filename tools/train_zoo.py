@@ -1,7 +1,7 @@
 """Train the models of the offline tasks that are not in the cache yet: `python tools/train_zoo.py [task …]`.
 
-Seeded, and at most 15 minutes a task on two cores. With the same number of threads on the same kind of processor a
-second run gives the same weights.
+Seeded, and at most 15 minutes a task on two free cores. On the same kind of processor a second run gives the same
+weights.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import torch
 from tasks import NAMES, NotCached, cache, task
 
 
@@ -23,14 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("tasks", nargs="*", metavar="task", help=f"which ones; without any, all of {', '.join(NAMES)}")
     parser.add_argument("--again", action="store_true", help="train what is there already, too")
     parser.add_argument("--check", action="store_true", help="train nothing; evaluate the dense models again")
-    parser.add_argument("--threads", type=int, default=2, help="threads for tensor arithmetic (default 2)")
     options = parser.parse_args(arguments)
     unknown = set(options.tasks) - set(NAMES)
     if unknown:
         parser.error(f"no task is called {', '.join(sorted(unknown))}; choose from {', '.join(NAMES)}")
 
-    # Sums are split among threads, so their number decides the last bits, and by them the trained weights.
-    torch.set_num_threads(options.threads)
     for name in options.tasks or NAMES:
         chosen = task(name)
         try:

@@ -11,7 +11,7 @@ import train_zoo
 from tasks import cache, training
 from torch import Tensor, nn
 
-RECIPE = training.Recipe(epochs=6, rate=0.05, batch=8)
+RECIPE = training.Recipe(epochs=6, rate=0.05, batch=8, threads=1)
 
 
 def trained(seed: int = 0) -> tuple[dict[str, Tensor], list[float]]:
@@ -86,7 +86,6 @@ class Toy:
 def toys(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(train_zoo, "NAMES", ("a", "b"))
     monkeypatch.setattr(train_zoo, "task", Toy)
-    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # a worker runs other tests after this one
 
 
 def test_only_what_is_missing_is_trained(empty_cache: Path, toys: Any, capsys: pytest.CaptureFixture[str]) -> None:

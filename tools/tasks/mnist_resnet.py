@@ -53,7 +53,7 @@ class MnistResNet(DigitTask):
     """Widths 16, 32 and 64, six blocks: 0.18 million parameters."""
 
     name: ClassVar[str] = "mnist-resnet"
-    recipe: ClassVar[training.Recipe] = training.Recipe(epochs=15, rate=3e-3, batch=64, decay=0.01)
+    recipe: ClassVar[training.Recipe] = training.Recipe(epochs=15, rate=3e-3, batch=64, decay=0.01, threads=1)
 
     def bare(self) -> nn.Module:
         return SmallResNet()

@@ -16,7 +16,7 @@ class MnistViT(DigitTask):
     """Width 96, 6 blocks, 3 heads of 32, feed-forward 384: 0.68 million parameters."""
 
     name: ClassVar[str] = "mnist-vit"
-    recipe: ClassVar[training.Recipe] = training.Recipe(epochs=30, rate=2e-3, batch=64, decay=0.05)
+    recipe: ClassVar[training.Recipe] = training.Recipe(epochs=30, rate=2e-3, batch=64, decay=0.05, threads=1)
 
     def bare(self) -> nn.Module:
         from timm.models.vision_transformer import VisionTransformer

@@ -87,6 +87,9 @@ def load(name: str) -> Any:
 def views(names: Sequence[str], n: int, size: int, seed: int) -> Tensor:
     """`n` random views (n, 3, size, size), the photographs taken in turn."""
     generator = torch.Generator().manual_seed(seed)
-    photos = [load(name) for name in names]
-    chosen = [photos[index % len(photos)] for index in range(n)]
-    return torch.stack([render(photo, draw(*photo.size, generator), size) for photo in chosen])
+    made = []
+    for index in range(n):
+        photo = load(names[index % len(names)])
+        width, height = photo.size
+        made.append(render(photo, draw(width, height, generator), size))
+    return torch.stack(made)

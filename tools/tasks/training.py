@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -16,7 +17,10 @@ Loss = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW with a linear warm-up and a cosine (or linear) decay to zero."""
+    """AdamW with a linear warm-up and a cosine (or linear) decay to zero.
+
+    `threads` is part of it: sums are split among threads, so their number decides the last bits, and by them the weights.
+    """
 
     epochs: int
     rate: float
@@ -26,6 +30,7 @@ class Recipe:
     cosine: bool = True
     clip: float = 1.0
     seed: int = 0
+    threads: int = 2
 
 
 def batches(items: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
@@ -53,6 +58,16 @@ def groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
     ]
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def fit(model: nn.Module, items: int, loss: Loss, recipe: Recipe, *, title: str = "training") -> float:
     """Train `model` in place on `items` samples; `loss(model, indices)` is the mean loss of a batch.
 
@@ -62,21 +77,20 @@ def fit(model: nn.Module, items: int, loss: Loss, recipe: Recipe, *, title: str 
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.AdamW(groups(model, recipe.decay), lr=recipe.rate)
-    per_epoch = items // recipe.batch
-    steps, began, smooth = per_epoch * recipe.epochs, time.monotonic(), math.nan
+    order = [chosen for _ in range(recipe.epochs) for chosen in batches(items, recipe.batch, generator)]
+    began, smooth = time.monotonic(), math.nan
     model.train()
-    for epoch in range(recipe.epochs):
-        for index, chosen in enumerate(batches(items, recipe.batch, generator)):
-            step = epoch * per_epoch + index
+    with threads(recipe.threads):
+        for step, chosen in enumerate(order):
             for group in optimizer.param_groups:
-                group["lr"] = recipe.rate * scale(step, steps, recipe)
+                group["lr"] = recipe.rate * scale(step, len(order), recipe)
             value = loss(model, chosen)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             optimizer.step()
             smooth = value.item() if math.isnan(smooth) else 0.95 * smooth + 0.05 * value.item()
-            report(title, step + 1, steps, smooth, time.monotonic() - began)
+            report(title, step + 1, len(order), smooth, time.monotonic() - began)
     model.eval()
     return time.monotonic() - began
 
