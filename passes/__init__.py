@@ -1,0 +1,19 @@
+"""The passes: policy, one decision per file. File, class and command-line name are the same; the prefix is the stage."""
+
+from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct
+from optin_fx.passes.rewrite_slice import RewriteSlice
+from optin_fx.passes.score_fisher import ScoreFisher
+from optin_fx.passes.score_magnitude import ScoreMagnitude
+from optin_fx.passes.score_random import ScoreRandom
+from optin_fx.passes.score_trajectory_sketch import ScoreTrajectorySketch
+from optin_fx.passes.search_rank import SearchRank
+
+__all__ = [
+    "RewriteReconstruct",
+    "RewriteSlice",
+    "ScoreFisher",
+    "ScoreMagnitude",
+    "ScoreRandom",
+    "ScoreTrajectorySketch",
+    "SearchRank",
+]

@@ -1,0 +1,161 @@
+"""The stages as functions: trace, group, score, search, rewrite, lower, measure, and `prune`, which runs them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+import optin_fx.passes  # noqa: F401  registers the passes
+from optin_fx.costs import Cost, cost
+from optin_fx.data import batches_of
+from optin_fx.pipeline import Pass, Pipeline, State, find_pass
+from optin_fx.plan import Plan
+from optin_fx.program import Program, trace
+from optin_fx.scores import Scores
+from optin_fx.verifying import Agreement, verify
+
+Progress = Callable[[Pass, State, float], None]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a pruning run did, in numbers that were computed or measured in it.
+
+    Attributes:
+        before, after: costs of the dense and the smaller program at the example inputs' sizes.
+        agreement: the oracle: the sliced program against the masked one, before any compensation.
+        stages: (pass, seconds) in order.
+    """
+
+    before: Cost
+    after: Cost
+    agreement: Agreement
+    stages: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        share = lambda name: 100 * getattr(self.after, name) / max(getattr(self.before, name), 1)  # noqa: E731
+        lines = [
+            f"before   {self.before}",
+            f"after    {self.after}",
+            f"kept     {share('flops'):.1f}% of FLOPs, {share('params'):.1f}% of parameters, {share('bytes'):.1f}% of bytes",
+            f"sliced against masked: {self.agreement}",
+        ]
+        return "\n".join(lines + [f"{seconds:8.2f} s  {name}" for name, seconds in self.stages])
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Result of `prune`.
+
+    Attributes:
+        program: the smaller program. dense: the one it was made from.
+        plan, scores: what was kept, and why.
+        report: see `Summary`.
+    """
+
+    program: Program
+    dense: Program
+    plan: Plan
+    scores: Scores
+    report: Summary
+
+    def module(self) -> nn.Module:
+        """The smaller program as a trainable module."""
+        return self.program.module()
+
+
+def score(program: Program, method: str | Pass, data: Iterable[Any] | torch.Tensor | None = None, **options: Any) -> Scores:
+    """Score every unit of every prunable group.
+
+    Args:
+        method: a scoring pass or its text form, with or without the prefix: "fisher", "trajectory-sketch{probes=2}".
+        data: iterable of example inputs (tensor, tuple, dict or `Batch`); not needed by `magnitude` and `random`.
+        options: options of the pass, by name.
+
+    Raises:
+        PipelineError: no such pass or option.
+        DataError: the data is missing, empty, or does not fit.
+        ScoreError: scores are not finite.
+    """
+    step = find_pass(method, "score", **options)
+    state = State(program, None if data is None else batches_of(program, data, needed_for=step.name()))
+    scores = Pipeline((step,)).run(state).scores
+    assert scores is not None
+    return scores
+
+
+def search(program: Program, scores: Scores, budget: str = "flops <= 50%", method: str | Pass = "rank", **options: Any) -> Plan:
+    """The plan that keeps most score within a budget.
+
+    Args:
+        budget: "flops <= 50%", "params <= 3M", several joined by "and"; see `optin_fx.budget`.
+        method: a search pass or its text form.
+        options: options of the pass: kinds, freeze, min_keep, align, ...
+
+    Raises:
+        BudgetError: it cannot be read or met; the message says the least that can be reached.
+        ScoreError: the scores are not finite or belong to another model.
+    """
+    step = find_pass(method, "search", **options) if isinstance(method, Pass) else find_pass(method, "search", budget=str(budget), **options)
+    plan = Pipeline((step,)).run(State(program, scores=scores)).plan
+    assert plan is not None
+    return plan
+
+
+def prune(
+    model: nn.Module | ExportedProgram | Program,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    *,
+    data: Iterable[Any] | torch.Tensor | None = None,
+    score: str | Pass = "trajectory-sketch",
+    budget: str = "flops <= 50%",
+    compensate: bool = True,
+    search: str | Pass = "rank",
+    on_progress: Progress | None = None,
+    **search_options: Any,
+) -> Pruned:
+    """Trace, group, score, search and rewrite in one call; the result is physically smaller and verified.
+
+    Args:
+        model, args, kwargs, dynamic_shapes: as for `trace`. The model is not changed.
+        data: calibration batches without labels; needed by most scores and by compensation.
+        score, search: passes or their text forms.
+        budget: see `search`.
+        compensate: refit what stays to make up for what went (`rewrite-reconstruct`); needs data.
+        on_progress: called after every pass with (pass, state, seconds).
+        search_options: kinds, freeze, min_keep, align, ...
+
+    Raises:
+        OptinError: one of its kinds; before any work is done where the input allows it to be seen.
+    """
+    from optin_fx.budget import parse_budget
+
+    parse_budget(budget)
+    scoring = find_pass(score, "score")
+    searching = search if isinstance(search, Pass) else find_pass(search, "search", budget=str(budget), **search_options)
+    program = trace(model, args, kwargs, dynamic_shapes)
+    needs = getattr(scoring, "needs_data", True) or compensate
+    batches = batches_of(program, data, needed_for="pruning with compensation" if compensate else scoring.name()) if needs or data is not None else None
+    rewriting = find_pass("rewrite-reconstruct" if compensate else "rewrite-slice")
+    callbacks = (on_progress,) if on_progress else ()
+    state = Pipeline((scoring, searching, rewriting), callbacks).run(State(program, batches))
+    assert state.plan is not None and state.scores is not None and state.small is not None
+    agreement = verify(program, state.plan, strict=True)
+    small = replace_provenance(state.small, state.plan)
+    return Pruned(small, program, state.plan, state.scores, Summary(cost(program), cost(small), agreement, state.log))
+
+
+def replace_provenance(program: Program, plan: Plan) -> Program:
+    """Note in a program which plan made it."""
+    program.provenance.update({"kept": {name: len(units) for name, units in plan.kept.items()}})
+    return program
+
+
+__all__ = ["Pruned", "Summary", "prune", "score", "search"]

@@ -1,0 +1,155 @@
+"""Run a program node by node, with a hand on every place where units are consumed.
+
+Gates are vectors of ones, one per group, multiplied in wherever the group is consumed. A gate of zero *is* the removal of
+the unit; the gradient at a gate is what removing the unit would change, to first order. Gates with a leading batch dim
+give every sample its own gate, and so per-sample gradients from a single backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from optin_fx.analysis import Analysis, Consumer, analyse
+from optin_fx.data import Batch
+from optin_fx.dims import Axis, leaves, spread
+from optin_fx.groups import groups_of, leaf_names
+from optin_fx.program import Program
+
+Observe = Callable[[Consumer, torch.Tensor], None]
+
+
+def flat_inputs(program: Program, batch: Batch) -> list[Any]:
+    """The batch's leaves in the order of the graph's placeholders."""
+    kwargs = {name: batch.kwargs[name] for name in program.kwargs}
+    return pytree.tree_leaves((batch.args, kwargs), is_leaf=lambda x: x is None)
+
+
+class Runner(fx.Interpreter):
+    """Executes a program's graph; see the module's text.
+
+    Args:
+        program: what to run.
+        gates: group name to a vector `[extent]` or `[batch, extent]`.
+        observe: called with every consumer and the (gated) tensor that it is about to read.
+        taps: node names whose results are to be kept in `tapped`.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        gates: Mapping[str, torch.Tensor] | None = None,
+        observe: Observe | None = None,
+        taps: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(program.graph_module, garbage_collect_values=True)
+        self.program, self.analysis = program, analyse(program)
+        self.gates, self.observe, self.wanted = dict(gates or {}), observe, frozenset(taps)
+        self.tapped: dict[str, torch.Tensor] = {}
+        names = leaf_names(self.analysis)
+        self.by_leaf = {leaf: self.gates[name] for leaf, name in names.items() if name in self.gates}
+        self.table = consumers_by_node(self.analysis)
+
+    def __call__(self, batch: Batch) -> list[Any]:
+        """Run one batch; returns the flat outputs."""
+        self.tapped = {}
+        outputs = self.run(*flat_inputs(self.program, batch), enable_io_processing=False)
+        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Gate and show what a contraction reads, then execute it."""
+        consumers = self.table.get(n.name)
+        if not consumers or not (self.by_leaf or self.observe):
+            result = super().run_node(n)
+        else:
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            args, kwargs = list(args), dict(kwargs)
+            for consumer in consumers:
+                operand = self.analysis.applied[n.name].call.operands[consumer.operand]
+                value = read(n, args, kwargs, operand.name, operand.index)
+                value = self.gated(consumer, value)
+                if self.observe is not None:
+                    self.observe(consumer, value)
+                write(n, args, kwargs, operand.name, operand.index, value)
+            result = self.call_function(n.target, tuple(args), kwargs)
+        if n.name in self.wanted:
+            self.tapped[n.name] = result
+        return result
+
+    def gated(self, consumer: Consumer, value: torch.Tensor) -> torch.Tensor:
+        """The consumer's operand times its gates."""
+        axes = self.analysis.axes[self.analysis.applied[consumer.node].call.operands[consumer.operand].node.name]
+        vector = spread(axes[consumer.dim], lambda leaf: self.by_leaf.get(leaf) if leaf in consumer.leaves else None)
+        if vector is None:
+            return value
+        after = [1] * (value.dim() - consumer.dim - 1)
+        if vector.dim() == 1:
+            return value * vector.to(value.dtype).reshape(-1, *after)
+        where = batch_dim(self.analysis, axes)
+        if where is None:  # nothing in this operand belongs to one sample
+            return value * vector.mean(0).to(value.dtype).reshape(-1, *after)
+        dim, inner = where
+        if inner > 1:
+            vector = vector.repeat_interleave(inner, dim=0)
+        shape = [1] * value.dim()
+        shape[dim], shape[consumer.dim] = vector.shape[0], vector.shape[1]
+        return value * vector.to(value.dtype).reshape(shape)
+
+
+def batch_dim(analysis: Analysis, axes: list[Axis]) -> tuple[int, int] | None:
+    """Which dim holds the batch as its outermost factor, and how many rows of it each sample has."""
+    roots = {root for axis in analysis.batch for root in leaves(axis)}
+    for dim, axis in enumerate(axes):
+        below = leaves(axis)
+        if below and below[0] in roots and axis.root().sign != "+":
+            inner = 1
+            for leaf in below[1:]:
+                inner *= leaf.hint
+            return dim, inner
+    return None
+
+
+def consumers_by_node(analysis: Analysis) -> dict[str, list[Consumer]]:
+    """Consumers of prunable units, by node."""
+    found = analysis.__dict__.get("_consumers_by_node")
+    if found is None:
+        free = {g.name for g in groups_of(analysis).free}
+        names = leaf_names(analysis)
+        found = analysis.__dict__["_consumers_by_node"] = {}
+        for consumer in analysis.consumers():
+            own = frozenset(leaf for leaf in consumer.leaves if names.get(leaf) in free)
+            if own:
+                found.setdefault(consumer.node, []).append(Consumer(consumer.node, consumer.operand, consumer.dim, own))
+    return found
+
+
+def read(node: fx.Node, args: list[Any], kwargs: dict[str, Any], name: str, index: int | None) -> Any:
+    """A named argument out of a call's arguments."""
+    at = argument_place(node, name)
+    value = args[at] if at is not None and at < len(args) else kwargs[name]
+    return value if index is None else value[index]
+
+
+def write(node: fx.Node, args: list[Any], kwargs: dict[str, Any], name: str, index: int | None, value: Any) -> None:
+    """Put a named argument back."""
+    if index is not None:
+        whole = list(read(node, args, kwargs, name, None))
+        whole[index] = value
+        value = whole
+    at = argument_place(node, name)
+    if at is not None and at < len(args):
+        args[at] = value
+    else:
+        kwargs[name] = value
+
+
+def argument_place(node: fx.Node, name: str) -> int | None:
+    """Position of a schema argument; None for a keyword-only one."""
+    arguments = node.target._schema.arguments  # type: ignore[union-attr]
+    at = next(i for i, a in enumerate(arguments) if a.name == name)
+    return None if arguments[at].kwarg_only else at

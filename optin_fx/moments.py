@@ -1,0 +1,77 @@
+"""Second moments of a regression, accumulated chunk by chunk, and the closed-form refit that they give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+class Moments:
+    """Sums over rows of x x^T, x y^T, x, y and y^2, in float64; never the rows themselves."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        self.count = 0.0
+        self.xx = torch.zeros(inputs, inputs, dtype=torch.float64)
+        self.xy = torch.zeros(inputs, outputs, dtype=torch.float64)
+        self.x = torch.zeros(inputs, dtype=torch.float64)
+        self.y = torch.zeros(outputs, dtype=torch.float64)
+        self.yy = 0.0
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Add rows `x [rows, inputs]` and `y [rows, outputs]`. Products are taken in the rows' own precision."""
+        self.count += x.shape[0]
+        self.xx += (x.T @ x).double().cpu()
+        self.xy += (x.T @ y).double().cpu()
+        self.x += x.double().sum(0).cpu()
+        self.y += y.double().sum(0).cpu()
+        self.yy += float(y.double().square().sum())
+
+    def __add__(self, other: Moments) -> Moments:
+        result = Moments(self.xx.shape[0], self.xy.shape[1])
+        for name in ("count", "xx", "xy", "x", "y", "yy"):
+            setattr(result, name, getattr(self, name) + getattr(other, name))
+        return result
+
+    def residual(self, weight: torch.Tensor, bias: torch.Tensor) -> float:
+        """Mean squared error of `x W^T + b` against y, `weight [outputs, inputs]`."""
+        w = weight.T
+        cross = (w * self.xy).sum() + bias @ self.y
+        square = (w * (self.xx @ w)).sum() + 2 * (self.x @ w) @ bias + self.count * bias.square().sum()
+        return float(self.yy - 2 * cross + square) / max(self.count, 1.0)
+
+    @property
+    def variance(self) -> float:
+        """Mean squared deviation of y from its mean."""
+        return self.yy / max(self.count, 1.0) - float((self.y / max(self.count, 1.0)).square().sum())
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A solution: `weight [outputs, inputs]`, `bias [outputs]`, both float64."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+def ridge(moments: Moments, prior: torch.Tensor, ratio: float) -> Refit:
+    """`argmin_V E|y - V x - b|^2 + lam |V - prior|^2`, with `lam = ratio * mean diag Cov(x)`.
+
+    The ridge pulls towards the old weights, not towards zero: `V = (Cov_yx + lam prior)(Cov_xx + lam I)^-1`.
+    """
+    n = moments.count
+    mean_x, mean_y = moments.x / n, moments.y / n
+    cov = moments.xx / n - torch.outer(mean_x, mean_x)
+    cross = moments.xy / n - torch.outer(mean_x, mean_y)
+    lam = max(ratio * float(cov.diagonal().mean()), 1e-12)
+    cov.diagonal().add_(lam)
+    factor, info = torch.linalg.cholesky_ex(cov)
+    right = cross + lam * prior.T
+    solved = torch.cholesky_solve(right, factor) if int(info) == 0 else torch.linalg.lstsq(cov, right).solution
+    weight = solved.T
+    return Refit(weight, mean_y - weight @ mean_x)
+
+
+def offset_only(moments: Moments, prior: torch.Tensor) -> Refit:
+    """The old weights with the best bias."""
+    return Refit(prior, (moments.y - prior @ moments.x) / moments.count)

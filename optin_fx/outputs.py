@@ -1,0 +1,99 @@
+"""Which outputs of a program a criterion listens to, and how: logits as distributions, features as directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils import _pytree as pytree
+
+from optin_fx.analysis import analyse
+from optin_fx.program import Program
+
+
+@dataclass(frozen=True)
+class OutputTerm:
+    """One output that counts.
+
+    Attributes:
+        index: place in the flat outputs.
+        name: its key or attribute in the model's output, else its index.
+        kind: "logits" (compared as distributions) or "features" (compared as directions).
+        classes: dim of the classes or features.
+    """
+
+    index: int
+    name: str
+    kind: str
+    classes: int
+
+    def log_likelihood(self, value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """A draw whose squared gate gradient is, in the mean, twice the divergence from the dense output at second order.
+
+        For logits: log p(y), y drawn from the model's own softmax, so that E[g^2] is the Fisher information, 2 KL at
+        second order. For features: <v, y / |y|> with normal v, so that E[g^2] is the squared change of direction, averaged over tokens.
+        Summed over samples; every sample's part depends on that sample alone.
+        """
+        value = value.movedim(self.classes, -1).float()
+        if self.kind == "logits":
+            logp = F.log_softmax(value, dim=-1)
+            flat = logp.detach().exp().reshape(-1, value.shape[-1])
+            drawn = torch.multinomial(flat.cpu(), 1, generator=generator).to(value.device)
+            return logp.reshape(-1, value.shape[-1]).gather(1, drawn).sum()
+        tokens = value[0, ..., 0].numel()
+        noise = torch.randn(value.shape, generator=generator).to(value.device)
+        return (F.normalize(value, dim=-1) * noise).sum() * (tokens**-0.5)
+
+    def divergence(self, value: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+        """KL(dense || value) per sample for logits, mean squared change of direction for features. Shape [batch]."""
+        value, dense = value.movedim(self.classes, -1).float(), dense.movedim(self.classes, -1).float()
+        if self.kind == "logits":
+            logp, logq = F.log_softmax(dense, dim=-1), F.log_softmax(value, dim=-1)
+            return (logp.exp() * (logp - logq)).flatten(1).sum(1)
+        change = (F.normalize(value, dim=-1) - F.normalize(dense, dim=-1)).square().sum(-1)
+        return 0.5 * change.flatten(1).mean(1)
+
+
+def output_terms(program: Program) -> tuple[OutputTerm, ...]:
+    """Outputs called logits, if any; else a single output that a linear layer makes; else all floating outputs as features."""
+    nodes = next(n for n in program.graph_module.graph.nodes if n.op == "output").args[0]
+    flat = list(nodes) if isinstance(nodes, (list, tuple)) else [nodes]
+    names = _names(program, len(flat))
+    found = []
+    for i, node in enumerate(flat):
+        fake = node.meta.get("val") if isinstance(node, torch.fx.Node) else None
+        if isinstance(fake, torch.Tensor) and fake.is_floating_point() and fake.dim() >= 2:
+            found.append((i, names[i], node, fake))
+    named = [f for f in found if f[1].endswith("logits")]
+    made = [f for f in found if _made_by_contraction(program, f[2])]
+    if named or (len(found) == 1 and made):
+        chosen, kind = (named, "logits") if named else (made, "logits")
+    else:
+        chosen, kind = found, "features"
+    terms = []
+    for i, name, _, fake in chosen:
+        classes = 1 if fake.dim() >= 4 else fake.dim() - 1
+        one = isinstance(fake.shape[classes], int) and fake.shape[classes] == 1
+        terms.append(OutputTerm(i, name, "features" if one else kind, classes))
+    return tuple(terms)
+
+
+def _made_by_contraction(program: Program, node: Any) -> bool:
+    applied = analyse(program).applied.get(node.name)
+    return applied is not None and bool(applied.line.macs)
+
+
+def _names(program: Program, count: int) -> list[str]:
+    spec = program.exported.call_spec.out_spec
+    names = [str(i) for i in range(count)]
+    if spec is None or spec.num_leaves != count:
+        return names
+    tree = pytree.tree_unflatten(list(range(count)), spec)
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            for leaf in pytree.tree_leaves(value):
+                names[leaf] = str(key)
+    return names
