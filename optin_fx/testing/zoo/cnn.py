@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from optin_fx.testing.zoo import entry
-from optin_fx.testing.zoo.entry import Entry, hf, image, pixels, batch_only
+from optin_fx.testing.zoo.entry import Entry, batch_only, hf, image, pixels
 
 RESNET = {"layers": (1, 1, 2, 1), "channels": (10, 14, 22, 26), "stem_width": 10, "num_classes": 5}
 
