@@ -98,8 +98,11 @@ def split(call: Call) -> Line:
 
 
 def _window_follows(call: Call, new: Resized) -> Mapping[str, Any]:
-    if "m" not in new.factors or call.operands[0].shape == new.operands[0]:
+    dim = call.dim(call["dim"])
+    if call.operands[0].shape[dim] == new.operands[0][dim]:
         return {}
+    if "step" in new.factors:  # (m step): the positions in a step, and so the start, are as before
+        return {"end": new.operands[0][dim]}
     start = new.factors.get("a", 0)
     if "length" in call.arguments:
         return {"start": start, "length": new.factors["m"]}
@@ -108,15 +111,19 @@ def _window_follows(call: Call, new: Resized) -> Mapping[str, Any]:
 
 @rule(aten.slice.Tensor, aten.narrow.default, resize=_window_follows)
 def slice_(call: Call) -> Line | None:
-    """`(before + taken + after) -> taken`; a step, or a computed start, pins the dim."""
+    """`(before + taken + after) -> taken`, with a step `(taken step) -> taken`; a computed start pins the dim."""
     names, dim = _names(call), call.dim(call["dim"])
     size, taken = call.operands[0].shape[dim], call.results[0][dim]
+    start, step = call["start"] or 0, call.arguments.get("step", 1)
     if size == taken:
         return line(f"{' '.join(names)} -> {' '.join(names)}")
-    start = call["start"] or 0
-    fixed = isinstance(start, int) and call.arguments.get("step", 1) == 1 and size < SYMBOLIC and taken < SYMBOLIC
-    if not fixed:
-        return line(f"{_dims(names, dim, 'm!')} -> {_dims(names, dim, 'w!')}", why="a slice by computed or stepped positions", drop=True)
+    if not isinstance(start, int) or not isinstance(step, int) or max(size, taken) >= SYMBOLIC:
+        return line(f"{_dims(names, dim, 'k!')} -> {_dims(names, dim, 'w!')}", why="a slice by computed positions", drop=True)
+    if step != 1:
+        if size != taken * step or not 0 <= start < step:
+            return line(f"{_dims(names, dim, 'k!')} -> {_dims(names, dim, 'w!')}", why="a slice in uneven steps", drop=True)
+        whole = _dims(names, dim, "(m step!)")
+        return line(f"{whole} -> {_dims(names, dim, 'm')}", sizes={"m": taken, "step": step}, why="every so many entries", drop=True)
     start = max(start + size, 0) if start < 0 else min(start, size)
     sizes = {"a": start, "m": taken, "z": size - start - taken}
     parts = [p for p in ("a", "m", "z") if sizes[p]]
