@@ -14,6 +14,12 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--regenerate", action="store_true", help="write the golden texts in tests/golden anew; read their diff before you commit it"
+    )
+
+
 def pytest_configure() -> None:
     torch.set_num_threads(1)
 

@@ -31,27 +31,22 @@ def attention(call: Call) -> Line | None:
         return None
     lead = [f"n{i}" for i in range(rank - 3)]
     grouped = bool(call["enable_gqa"]) and query[-3] != key[-3]
-    heads = "(h g)" if grouped else "h"
     sizes = {"h": key[-3], "g": query[-3] // key[-3]} if grouped else {}
+    widest = [max(extents) for extents in zip(query[:-2], key[:-2], value[:-2], strict=True)]
 
-    def own(shape: tuple[int, ...], name: str, dims: str) -> str:
-        names = [n if shape[i] == query[i] else "1" for i, n in enumerate(lead)]
-        return " ".join([*names, name if name != "h" or shape[-3] == key[-3] else "1", dims])
+    def own(shape: tuple[int, ...], heads: str, dims: str) -> str:
+        names = [name if extent == most else "1" for name, extent, most in zip([*lead, heads], shape, widest, strict=False)]
+        return " ".join([*names[:-1], heads if grouped else names[-1], dims])
 
-    parts = [
-        " ".join([*lead, heads, "q d"]),
-        own(key, "h", "k! d"),
-        own(value, "h", "k! e"),
-    ]
+    heads = "(h g)" if grouped else "h"
+    parts = [own(query, heads, "q d"), own(key, "h", "k! d"), own(value, "h", "k! e")]
     if len(call.operands) > 3:
         mask = call.operands[3].shape
         names = [*lead, heads, "q", "k!"][-len(mask) :]
-        full = [*query[:-1], key[-2]][-len(mask) :]
+        full = [*widest, query[-2], key[-2]][-len(mask) :]
         parts.append(" ".join("1" if m != f else n for n, m, f in zip(names, mask, full, strict=True)))
     text = ", ".join(parts) + " -> " + " ".join([*lead, heads, "q e"])
     counted = " ".join([*lead, "h", *(["g"] if grouped else []), "q k"])
     roles = {"d": "qk-dim", "e": "v-dim"}
     roles |= {"h": "kv-group", "g": "query-head"} if grouped else {"h": "head"}
     return line(text, sizes=sizes, why="a softmax over keys", macs=(f"{counted} d", f"{counted} e"), roles=roles)
-
-

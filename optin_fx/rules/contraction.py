@@ -36,8 +36,8 @@ def bmm(call: Call) -> Line:
 @rule(aten.addmm.default)
 def addmm(call: Call) -> Line:
     """`bias + a b`; the bias broadcasts (Hugging Face's Conv1D)."""
-    bias = "m n" if len(call.operands[0].shape) == 2 else "n"
-    return line(f"{bias}, m k, k n -> m n", macs="m k n", roles={"n": "neuron"})
+    bias = ["m", "n"][2 - len(call.operands[0].shape) :]
+    return line(f"{' '.join(bias)}, m k, k n -> m n", macs="m k n", roles={"n": "neuron"})
 
 
 @rule(aten.baddbmm.default)
@@ -122,5 +122,3 @@ def _all_one(call: Call, name: str, lead: list[str]) -> bool:
     back = len(lead) - lead.index(name) + 2
     sizes = [o.shape[-back] for o in call.operands if len(o.shape) >= back]
     return all(s == 1 for s in sizes)
-
-

@@ -99,14 +99,12 @@ def split(call: Call) -> Line:
 
 def _window_follows(call: Call, new: Resized) -> Mapping[str, Any]:
     dim = call.dim(call["dim"])
-    if call.operands[0].shape[dim] == new.operands[0][dim]:
+    length = new.results[0][dim]
+    unchanged = call.operands[0].shape[dim] == new.operands[0][dim]
+    if unchanged or length >= SYMBOLIC or call.arguments.get("step", 1) != 1:  # a step goes on to the end, wherever that is
         return {}
-    if "step" in new.factors:  # (m step): the positions in a step, and so the start, are as before
-        return {"end": new.operands[0][dim]}
     start = new.factors.get("a", 0)
-    if "length" in call.arguments:
-        return {"start": start, "length": new.factors["m"]}
-    return {"start": start, "end": start + new.factors["m"]}
+    return {"start": start, "length": length} if "length" in call.arguments else {"start": start, "end": start + length}
 
 
 @rule(aten.slice.Tensor, aten.narrow.default, resize=_window_follows)
@@ -145,7 +143,13 @@ def pad(call: Call) -> Line | None:
         i = len(names) - 1 - k
         if before == 0 and after == 0:
             continue
-        if not constant or not isinstance(before, int) or not isinstance(after, int) or min(before, after) < 0 or call.results[0][i] >= SYMBOLIC:
+        if (
+            not constant
+            or not isinstance(before, int)
+            or not isinstance(after, int)
+            or min(before, after) < 0
+            or call.results[0][i] >= SYMBOLIC
+        ):
             left[i], right[i] = f"n{i}!", f"w{i}!"
             continue
         terms = [f"p{i}!"] * (before > 0) + [f"n{i}"] + [f"q{i}!"] * (after > 0)

@@ -35,13 +35,22 @@ def batch_norm(call: Call) -> Line | None:
     affine = ", c" * (len(call.operands) - 1)
     if len(call.results) > 1:
         return None
-    return line(f"b c ...{affine} -> b c ...")
+    if not call.arguments.get("training"):
+        return line(f"b c ...{affine} -> b c ...")
+    places = _places(call)
+    return line(f"b! c {places}{affine} -> b c {places}", why=f"{WHY} (batch_norm)")
 
 
 @rule(aten.instance_norm.default)
 def instance_norm(call: Call) -> Line:
     """Per sample and channel, over positions."""
-    return line("b c ..." + ", c" * (len(call.operands) - 1) + " -> b c ...")
+    places = _places(call)
+    return line(f"b c {places}" + ", c" * (len(call.operands) - 1) + f" -> b c {places}", why=f"{WHY} (instance_norm)")
+
+
+def _places(call: Call) -> str:
+    """The dims after the channels, whose entries share statistics."""
+    return " ".join(f"x{i}!" for i in range(len(call.operands[0].shape) - 2))
 
 
 def _groups_follow(call: Call, new: Resized) -> Mapping[str, Any]:
@@ -54,9 +63,9 @@ def group_norm(call: Call) -> Line:
     groups = call["num_groups"]
     affine = ", (g c!)" * (len(call.operands) - 1)
     sizes = {"g": groups, "c": call.operands[0].shape[1] // groups}
-    return line(
-        f"b (g c!) ...{affine} -> b (g c!) ...", sizes=sizes, why=f"{WHY} (group_norm)", roles={"g": "norm-group"}, code="normalised"
-    )
+    places = _places(call)
+    text = f"b (g c!) {places}{affine} -> b (g c!) {places}"
+    return line(text, sizes=sizes, why=f"{WHY} (group_norm)", roles={"g": "norm-group"}, code="normalised")
 
 
 @rule(

@@ -167,7 +167,25 @@ def unsqueeze(call: Call) -> str:
     return f"{' '.join(names)} -> {' '.join(out)}"
 
 
-@rule(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze_.dim, aten.squeeze_.default)
+def _squeeze_follows(call: Call, new: Resized) -> Mapping[str, Any]:
+    """A dim that has shrunk to one would now be squeezed, too; so the dims to squeeze are written out."""
+    shape = call.operands[0].shape
+    if all(n == 1 or after != 1 for n, after in zip(shape, new.operands[0], strict=True)):
+        return {}
+    asked = call.dims(call.arguments.get("dim")) if shape else ()
+    op = aten.squeeze_.dims if call.op._schema.is_mutable else aten.squeeze.dims
+    return {"op": op, "self": call["self"], "dim": [i for i in asked if shape[i] == 1]}
+
+
+@rule(
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.squeeze_.default,
+    aten.squeeze_.dim,
+    aten.squeeze_.dims,
+    resize=_squeeze_follows,
+)
 def squeeze(call: Call) -> str:
     """Dims of one removed."""
     shape = call.operands[0].shape
@@ -250,7 +268,9 @@ def shuffles(call: Call) -> Line | None:
     """Channels to positions and back; and ShuffleNet's transposition of (groups, width)."""
     if call.op is aten.channel_shuffle.default:
         groups = call["groups"]
-        return line("b (g! c) ... -> b (c g!) ...", sizes={"g": groups, "c": call.operands[0].shape[1] // groups}, why="a shuffle's group count")
+        return line(
+            "b (g! c) ... -> b (c g!) ...", sizes={"g": groups, "c": call.operands[0].shape[1] // groups}, why="a shuffle's group count"
+        )
     if len(call.operands[0].shape) != 4:
         return None
     up = call.op is aten.pixel_shuffle.default

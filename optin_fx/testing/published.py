@@ -71,7 +71,9 @@ def vit(*, brief: bool) -> Made:
     """Hugging Face's ViT-Base: separate q, k and v."""
     from transformers import ViTConfig, ViTForImageClassification
 
-    sizes = {"num_hidden_layers": 2, "image_size": 64, "hidden_size": 192, "num_attention_heads": 4, "intermediate_size": 768} if brief else {}
+    sizes = (
+        {"num_hidden_layers": 2, "image_size": 64, "hidden_size": 192, "num_attention_heads": 4, "intermediate_size": 768} if brief else {}
+    )
     model = ViTForImageClassification(ViTConfig(num_labels=10, **sizes))
     return randomise(model.eval()), (), {"pixel_values": _image(64 if brief else 224)[0]}, None
 
