@@ -14,6 +14,7 @@ from typing import TextIO
 import typer
 
 from optin_fx.cli import change, engines, look
+from optin_fx.cli.data import RandomDataWarning
 from optin_fx.cli.output import note, show_error
 from optin_fx.errors import OptinError
 
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; the exit code."""
     with warnings.catch_warnings():
+        warnings.simplefilter("always", RandomDataWarning)
         warnings.showwarning = _show_warning
         try:
             app(args=list(arguments), prog_name="optin-fx")
