@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
 from typing import Any
 
@@ -25,13 +25,12 @@ from optin_fx.errors import RuleError
 from optin_fx.program import Program
 from optin_fx.rulebook import ELLIPSIS, Call, Line, Rule, Term, find
 
-# Distinct primes that stand for symbols. Far apart and far above any real extent, so that sums and quotients of
-# symbolic sizes do not collide with one another or with fixed extents.
-_PRIMES = (
-    2305843009213693951, 2305843009213693921, 2305843009213693907, 2305843009213693723, 2305843009213693693,
-    2305843009213693669, 2305843009213693613, 2305843009213693561, 2305843009213693549, 2305843009213693487,
-    2305843009213693409, 2305843009213693379, 2305843009213693373, 2305843009213693309, 2305843009213693263,
-)  # fmt: skip
+
+@cache
+def _prime(index: int) -> int:
+    """Distinct primes that stand for symbols. Far above any real extent, so that sums and quotients of symbolic sizes do not
+    collide with one another or with fixed extents."""
+    return 2**61 - 1 if index == 0 else int(sympy.prevprime(_prime(index - 1)))
 
 
 @dataclass(slots=True)
@@ -103,7 +102,7 @@ class Analysis:
         found = self._exprs.get(expr)
         if found is None:
             for symbol in sorted(expr.free_symbols, key=str):
-                self._symbols.setdefault(symbol, _PRIMES[len(self._symbols) % len(_PRIMES)])
+                self._symbols.setdefault(symbol, _prime(len(self._symbols)))
             found = int(expr.xreplace({s: sympy.Integer(self._symbols[s]) for s in expr.free_symbols}))
             self._exprs[expr] = found
             hints = {s: self.symbol_hints[s] for s in expr.free_symbols if s in self.symbol_hints}
@@ -179,7 +178,16 @@ class Analysis:
                     self._pin_all(self.axes.get(value.name), Pin("an output of the model", value.name))
             elif node.op == "call_function":
                 self._call(node)
+        self._pin_sums_over_symbols()
         return self
+
+    def _pin_sums_over_symbols(self) -> None:
+        """A unit that is summed over in one dim with a symbolic extent has no place in a mask of fixed length."""
+        for consumer in self.consumers():
+            operand = self.applied[consumer.node].call.operands[consumer.operand]
+            if self.axes[operand.node.name][consumer.dim].root().size >= SYMBOLIC:
+                for leaf in consumer.leaves:
+                    pin(leaf, Pin("summed over in one dim with a dynamic extent", consumer.node))
 
     def _call(self, node: fx.Node) -> None:
         if node.target is operator.getitem and isinstance(node.args[0], fx.Node):

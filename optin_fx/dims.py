@@ -102,8 +102,11 @@ def unify(a: Axis, b: Axis, why: Pin) -> bool:
     if a is b or a.size == b.size == 1:
         return True
     if a.size != b.size or not _unify_roots(a, b, why):
+        clash = Pin(f"no common refinement of {a!r} and {b!r}", why.node, why.source)
         for side in (a, b):
-            pin(side, Pin(f"no common refinement of {a!r} and {b!r}", why.node, why.source))
+            # a side may be a product that was built for this equation and that no tensor has, so its parts are pinned one by one
+            for axis in (side, *leaves(side)):
+                pin(axis, clash)
         return False
     return True
 

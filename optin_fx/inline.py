@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,24 +12,34 @@ from optin_fx.attributes import attribute
 
 
 def inline_grad_regions(module: fx.GraphModule) -> fx.GraphModule:
-    """Replace `wrap_with_set_grad_enabled(flag, region, *args)` by the region's own nodes.
+    """Replace `wrap_with_set_grad_enabled(flag, region, *args)`, and `wrap_with_autocast` that is off, by the region's own nodes.
 
-    What a `no_grad` region returns is detached, so that training the result sees the gradients that the model defined.
+    What a `no_grad` region returns is detached, so that training the result sees the gradients that the model defined. A region
+    with autocast on computes in another precision; it stays, and what it touches is pinned.
     """
-    while True:
-        regions = [n for n in module.graph.nodes if n.op == "call_function" and getattr(n.target, "__name__", "") == "wrap_with_set_grad_enabled"]
-        if not regions:
-            break
-        for node in regions:
-            _inline(module, node)
+    while regions := [(node, *region) for node in module.graph.nodes if (region := _region(node))]:
+        for node, grad, body, arguments in regions:
+            _inline(module, node, grad, body, arguments)
     module.graph.eliminate_dead_code()
     module.recompile()
     return module
 
 
-def _inline(module: fx.GraphModule, node: fx.Node) -> None:
-    enabled, region, *arguments = node.args
+def _region(node: fx.Node) -> tuple[bool, fx.Node, Sequence[Any]] | None:
+    """Whether gradients flow, the region's graph and its arguments, if the node is a region to inline."""
+    name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+    if name == "wrap_with_set_grad_enabled":
+        enabled, region, *arguments = node.args
+    elif name == "wrap_with_autocast" and node.args[2] is False:
+        _device, _dtype, _enabled, _cache, region, *arguments = node.args
+        enabled = True
+    else:
+        return None
     assert isinstance(region, fx.Node)
+    return bool(enabled), region, arguments
+
+
+def _inline(module: fx.GraphModule, node: fx.Node, enabled: bool, region: fx.Node, arguments: Sequence[Any]) -> None:
     body: fx.GraphModule = attribute(module, str(region.target))
     graph = module.graph
     values: dict[fx.Node, Any] = {}

@@ -79,9 +79,7 @@ class Program:
     @cached_property
     def input_names(self) -> tuple[str, ...]:
         """Placeholder names of the user's inputs, in call order."""
-        return tuple(
-            str(spec.arg.name) for spec in self.exported.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT
-        )
+        return tuple(str(spec.arg.name) for spec in self.exported.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -172,7 +170,8 @@ def trace(
     refusals: list[Exception] = []
     attempts = [dynamic_shapes]
     if dynamic_shapes is None:
-        args, kwargs = pytree.tree_map_only(torch.Tensor, at_least_two_rows, (tuple(args), kwargs))
+        if _rows(args, kwargs) == {1}:
+            args, kwargs = pytree.tree_map_only(torch.Tensor, at_least_two_rows, (tuple(args), kwargs))
         dims = (torch.export.Dim("batch"), torch.export.Dim.AUTO)
         attempts = [_batch_dynamic(fresh, tuple(args), kwargs, dim) for dim in dims] + [None]
     elif not dynamic_shapes:
@@ -238,9 +237,12 @@ def at_least_two_rows(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat([tensor, tensor]) if tensor.dim() and tensor.shape[0] == 1 else tensor
 
 
+def _rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[int]:
+    return {t.shape[0] for t in pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(t, torch.Tensor) and t.dim()}
+
+
 def _batch_dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dim: Any) -> Any:
-    rows = {t.shape[0] for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.dim()}
-    if len(rows) != 1:
+    if len(_rows(args, kwargs)) != 1:
         dim = torch.export.Dim.AUTO
 
     def mark(leaf: Any) -> Any:

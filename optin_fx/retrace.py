@@ -16,23 +16,35 @@ from optin_fx.program import Program, at_least_two_rows
 
 def retrace(module: fx.GraphModule, source: Program, *, provenance: Mapping[str, Any]) -> Program:
     """Export `module`, an edited copy of `source`'s graph, with the dynamic dims of `source`."""
-    args, kwargs = pytree.tree_map_only(torch.Tensor, at_least_two_rows, (source.args, source.kwargs))
-    shapes = dynamic_shapes_of(source.exported, args, kwargs)
-    if shapes is None:
-        args, kwargs = source.args, source.kwargs
+    shapes = dynamic_shapes_of(source.exported, source.args, source.kwargs)
+    args, kwargs = _two_rows_where_dynamic(source)
     exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     return Program(exported, source.args, source.kwargs, provenance={**source.provenance, **provenance})
 
 
+def _two_rows_where_dynamic(source: Program) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs whose dynamic batch is not one, which torch.export would take for a constant."""
+    leaves, spec = pytree.tree_flatten((source.args, source.kwargs))
+    fakes = [node.meta.get("val") for node in _inputs(source.exported)]
+    for i, (leaf, fake) in enumerate(zip(leaves, fakes, strict=True)):
+        if isinstance(leaf, torch.Tensor) and leaf.dim() and not isinstance(fake.shape[0], int):
+            leaves[i] = at_least_two_rows(leaf)
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    return args, kwargs
+
+
+def _inputs(exported: ExportedProgram) -> list[fx.Node]:
+    kinds = {spec.arg.name: spec.kind for spec in exported.graph_signature.input_specs}
+    return [n for n in exported.graph.nodes if n.op == "placeholder" and kinds.get(n.name) is InputKind.USER_INPUT]
+
+
 def dynamic_shapes_of(exported: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """The `dynamic_shapes` that a program was exported with, read back from its symbols; None if all is static."""
-    kinds = {spec.arg.name: spec.kind for spec in exported.graph_signature.input_specs}
-    inputs = [n for n in exported.graph.nodes if n.op == "placeholder" and kinds.get(n.name) is InputKind.USER_INPUT]
     leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
     dims: dict[Any, Any] = {}
     marks: list[Any] = []
     any_dynamic = False
-    for node, leaf in zip(inputs, leaves, strict=True):
+    for node, leaf in zip(_inputs(exported), leaves, strict=True):
         fake = node.meta.get("val")
         mark: dict[int, Any] = {}
         if isinstance(leaf, torch.Tensor) and isinstance(fake, torch.Tensor):
@@ -57,13 +69,17 @@ def _dim(expr: Any, dims: dict[Any, Any], exported: ExportedProgram) -> Any:
         limits = exported.range_constraints.get(expr)
         low, high = (limits.lower, limits.upper) if limits is not None else (0, None)
         bounds: dict[str, int] = {}
-        # torch writes an open end as its own infinity, which sympy calls an integer without being one
-        if low is not None and low.is_Integer and int(low) > 2:
+        if _is_number(low) and int(low) > 2:
             bounds["min"] = int(low)
-        if high is not None and high.is_Integer and int(high) < 2**31:
+        if _is_number(high) and int(high) < 2**31:
             bounds["max"] = int(high)
         dims[expr] = Dim(f"_{expr}", **bounds)
     return dims[expr]
+
+
+def _is_number(bound: Any) -> bool:
+    # torch writes an open end as its own infinity, which sympy calls an integer without being one
+    return isinstance(bound, int) or (bound is not None and bool(bound.is_Integer))
 
 
 def _positional_names(exported: ExportedProgram, count: int) -> list[str]:
