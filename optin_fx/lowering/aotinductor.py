@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ class AotInductorEngine(Engine):
 
     suffix = ".pt2"
 
-    def __init__(self, target: Target, signature: Signature, package: Path, facts: Mapping[str, Any], folder: Any = None) -> None:
+    def __init__(self, target: Target, signature: Signature, package: Path, facts: Mapping[str, Any]) -> None:
         super().__init__(target.text, signature, facts)
-        self._package, self._folder, self._device = package, folder, target.device
+        self._package, self._device = package, target.device
         self._call = torch._inductor.aoti_load_package(str(package))
 
     @property
@@ -56,12 +57,14 @@ def build(program: Program, target: Target, signature: Signature, *, freezing: b
     require_device(target.device)
     require_compiler(target)
     precise = on_device(in_precision(program, target.precision), target.device)
-    folder = tempfile.TemporaryDirectory(prefix="optin-fx-")
-    package = Path(folder.name) / "model.pt2"
+    folder = tempfile.mkdtemp(prefix="optin-fx-")
+    package = Path(folder) / "model.pt2"
     with torch.no_grad(), tf32(target.precision == "tf32"):
         torch._inductor.aoti_compile_and_package(precise.exported, package_path=str(package), inductor_configs={"freezing": freezing})
     facts = {"settings": {"freezing": freezing}, "tied_to": tied_to(target), "bytes": package.stat().st_size}
-    return AotInductorEngine(target, signature, package, facts, folder)
+    engine = AotInductorEngine(target, signature, package, facts)
+    weakref.finalize(engine, shutil.rmtree, folder)
+    return engine
 
 
 def load(path: Path, sidecar: Mapping[str, Any], target: Target, signature: Signature) -> AotInductorEngine:

@@ -32,7 +32,7 @@ class InductorEngine(EagerEngine):
     ) -> None:
         super().__init__(target, signature, program, facts)
         self.facts["settings"] = {"mode": mode, "freezing": freezing}
-        options = {"freezing": True} if freezing else None
+        options: dict[str, Any] | None = {"freezing": True} if freezing else None
         if mode and freezing:
             raise LoweringError("torch.compile takes a mode or freezing, not both", fix="leave out one of them")
         self._call = torch.compile(self._call, mode=mode, options=options)

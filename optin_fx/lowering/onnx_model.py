@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.export import ExportedProgram
 
 from optin_fx.errors import LoweringError, MissingExtra
@@ -58,10 +59,9 @@ def to_onnx(program: Program, signature: Signature, *, precision: str = "fp32", 
     precise = in_precision(program, precision)
     leaf_count = len(signature.tensor_outputs)
     try:
-        # without gradients, or attention is decomposed twice with two layouts and a `view` of it fails (seen in T5)
         with quiet_exporter(), torch.no_grad():
             exported = torch.onnx.export(
-                _unguarded(precise.exported),
+                _exportable(precise.exported),
                 precise.args,
                 kwargs=precise.kwargs,
                 dynamo=True,
@@ -72,7 +72,7 @@ def to_onnx(program: Program, signature: Signature, *, precision: str = "fp32", 
     except torch.onnx.errors.OnnxExporterError as error:
         raise LoweringError(
             f"the ONNX exporter refuses the program: {_reason(error)}",
-            at=_refused_node(error),
+            at=_refused_node(error, precise),
             so="there is no ONNX model",
             fix="rewrite that line of the model with other ops, or lower to eager, inductor or aotinductor",
         ) from error
@@ -91,13 +91,37 @@ def to_onnx(program: Program, signature: Signature, *, precision: str = "fp32", 
     return model
 
 
-def _unguarded(exported: ExportedProgram) -> ExportedProgram:
-    """The same program without shape guards: torch writes them in terms of a local called L, which a `forward(*args)` does not
-    have, and the exporter runs them. Sizes are checked by `Signature`.
+def _exportable(exported: ExportedProgram) -> ExportedProgram:
+    """The same program, for the exporter: without gradients and without shape guards.
+
+    With a gradient, the exporter decomposes attention twice, with two layouts, and a `view` of it fails (seen in T5). Guards are
+    written by torch in terms of a local called L, which a `forward(*args)` does not have; sizes are checked by `Signature`.
     """
-    unguarded = copy.copy(exported)
-    unguarded._guards_code = []
-    return unguarded
+    graph = copy.deepcopy(exported.graph)
+    for node, original in zip(graph.nodes, exported.graph.nodes, strict=True):
+        node.name = original.name  # a copy calls `input` `input_1`, and the signature speaks of names
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):
+            node.meta["val"] = node.meta["val"].detach()
+    # by identity, so that tied weights stay one
+    weights = {id(value): _without_gradient(value) for value in exported.state_dict.values()}
+    prepared = ExportedProgram(
+        root=exported.graph_module,
+        graph=graph,
+        graph_signature=exported.graph_signature,
+        state_dict={name: weights[id(value)] for name, value in exported.state_dict.items()},
+        range_constraints=exported.range_constraints,
+        module_call_graph=exported.module_call_graph,
+        example_inputs=exported.example_inputs,
+        constants=exported.constants,
+        verifiers=exported.verifiers,
+    )
+    prepared._guards_code = []
+    return prepared
+
+
+def _without_gradient(value: torch.Tensor) -> torch.Tensor:
+    detached = value.detach()
+    return nn.Parameter(detached, requires_grad=False) if isinstance(value, nn.Parameter) else detached
 
 
 def _name(model: Any, signature: Signature) -> None:
@@ -243,13 +267,15 @@ def _plain(error: BaseException) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
 
 
-def _refused_node(error: BaseException) -> str | None:
-    """The FX node that the exporter names, without the exporter's own words around it."""
+def _refused_node(error: BaseException, program: Program) -> str | None:
+    """The FX node that the exporter names, and the line of the model that it comes from."""
     cause: BaseException | None = error
     while cause is not None:
-        found = re.search(r"(?:translating node|executing) (%\w+) : .*?target=([\w.]+)", _plain(cause))
+        found = re.search(r"(?:translating node|executing) %(\w+) : .*?target=([\w.]+)", _plain(cause))
         if found:
-            line = re.search(r'File "([^"]+)", line (\d+)(?!.*File ")', _plain(cause).partition("Original traceback:")[2], re.DOTALL)
-            return f"{found[1]} ({found[2]})" + (f", {line[1]}:{line[2]}" if line else "")
+            node = next((node for node in program.exported.graph.nodes if node.name == found[1]), None)
+            trace = str(node.meta.get("stack_trace") or "") if node is not None else _plain(cause).partition("Original traceback:")[2]
+            lines = re.findall(r'File "([^"]+)", line (\d+)', trace)
+            return f"%{found[1]} ({found[2]})" + (f", {lines[-1][0]}:{lines[-1][1]}" if lines else "")
         cause = cause.__cause__
     return None

@@ -33,9 +33,10 @@ class OpenVinoEngine(Engine):
         super().__init__(target.text, signature, facts)
         self.model = model
         hint = HINTS[target.precision]
+        threads = threads or torch.get_num_threads()
         wanted = {
             "INFERENCE_PRECISION_HINT": hint,
-            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+            "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
@@ -47,7 +48,7 @@ class OpenVinoEngine(Engine):
                 so=f"there is no {target.precision} engine",
                 fix="lower to openvino:cpu without a precision",
             )
-        self.facts["settings"] = {"threads": int(wanted["INFERENCE_NUM_THREADS"]), "precision": used}
+        self.facts["settings"] = {"threads": threads, "precision": used}
         self.facts["versions"] = {"openvino": ov.__version__}
         self._request = compiled.create_infer_request()
 

@@ -126,7 +126,7 @@ class Signature:
         symbols: dict[str, int] = {}
         for value, leaf in zip(self._leaves(args, kwargs), self.inputs, strict=True):
             if leaf.is_tensor:
-                tensors.append(_checked(value, leaf, symbols))
+                tensors.append(_checked(value, leaf, symbols, self.bounds))
             elif value != leaf.constant:
                 raise LoweringError(
                     f"input {leaf.name} is {value!r}, but the program was traced with {leaf.constant!r}",
@@ -216,7 +216,7 @@ def _leaf(arg: Any, name: str, values: Mapping[str, Any], symbols: Mapping[str, 
     )
 
 
-def _checked(value: Any, leaf: Leaf, symbols: dict[str, int]) -> torch.Tensor:
+def _checked(value: Any, leaf: Leaf, symbols: dict[str, int], bounds: Mapping[str, tuple[int, int | None]]) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise LoweringError(f"input {leaf.name} is a {type(value).__name__}, not a tensor", fix=f"pass a {leaf.dtype} tensor")
     if value.dtype != leaf.torch_dtype:
@@ -234,6 +234,13 @@ def _checked(value: Any, leaf: Leaf, symbols: dict[str, int]) -> torch.Tensor:
             f"input {leaf.name} has shape {list(value.shape)}, the engine takes [{shown}]",
             fix="pass inputs of the traced sizes, or trace with more dynamic dims",
         )
+    for size, expected in zip(value.shape, leaf.sizes, strict=True):
+        low, high = bounds.get(expected, (0, None)) if isinstance(expected, str) else (0, None)
+        if size < low or (high is not None and size > high):
+            raise LoweringError(
+                f"input {leaf.name} has {expected}={size}, the engine takes {low} to {'any' if high is None else high}",
+                fix="pass inputs within those bounds, or trace with wider ones",
+            )
     return value
 
 
@@ -243,12 +250,13 @@ def _flatten(value: Any, spec: Any, place: str) -> list[Any]:
     if isinstance(value, Mapping) and issubclass(spec.type, Mapping) and set(value) == set(spec.context):
         children = [(f"{place}.{key}", value[key]) for key in spec.context]
     else:
-        found = pytree.tree_flatten(value, is_leaf=lambda item: item is not value)[0]
+        found, own = pytree.tree_flatten(value, is_leaf=lambda item: item is not value)
         children = [(f"{place}.{index}", child) for index, child in enumerate(found)]
-        if type(value) is not spec.type or len(children) != spec.num_children:
+        if type(value) is not spec.type or len(children) != spec.num_children or own.context != spec.context:
+            keys = f": its keys are {own.context} in place of {spec.context}" if own.type is spec.type is dict else ""
             raise LoweringError(
                 f"{place} is a {type(value).__name__} with {len(children)} entries, "
-                f"the program was traced with a {spec.type.__name__} with {spec.num_children}",
+                f"the program was traced with a {spec.type.__name__} with {spec.num_children}{keys}",
                 fix="call the engine as the model was called when it was traced",
             )
     return [leaf for (name, child), sub in zip(children, spec.children(), strict=True) for leaf in _flatten(child, sub, name)]

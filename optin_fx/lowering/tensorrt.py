@@ -119,13 +119,9 @@ def _builder(name: str) -> Callable[..., Engine]:
             example=example_sizes(program, signature),
         )
         onnx = onnx_facts(model)
-        facts = {
-            **plan.facts,
-            "onnx_closeness": _checked_onnx(model, program, target, signature) if check_onnx else None,
-            "onnx_nodes": onnx["nodes"],
-            "opset": onnx["opset"],
-            "weight_bytes": onnx["weight_bytes"],
-        }
+        agrees = _checked_onnx(model, program, target, signature) if check_onnx else None
+        facts = {**plan.facts, "onnx_closeness": agrees, "onnx_nodes": onnx["nodes"], "opset": onnx["opset"]}
+        facts["weight_bytes"] = onnx["weight_bytes"]
         facts["versions"] = {**onnx["versions"], trt.__name__: trt.__version__}
         if name == "tensorrt":
             facts["capabilities"] = [gpu()]

@@ -147,7 +147,7 @@ def mark_decomposable(trt: Any, network: Any) -> int:
 def make_log(trt: Any) -> Any:
     """A logger that keeps warnings and errors as text."""
 
-    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.lines: list[str] = []
