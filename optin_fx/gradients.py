@@ -46,6 +46,13 @@ def squared_gate_gradients(
         runner = Runner(program, gates=gates, taps=taps)
         with torch.enable_grad():
             outputs = runner(batch)
+            if any(isinstance(o, torch.Tensor) and torch.isnan(o).any() for o in outputs):
+                raise ScoreError(
+                    "the model's outputs contain NaN",
+                    at=f"batch {number}",
+                    so="units cannot be ranked",
+                    fix=first_non_finite(program, batch),
+                )
             pending = list(objective(runner, outputs, batch))
         for i, (label, value) in enumerate(pending):
             if value.dim():

@@ -168,6 +168,9 @@ class _Lockstep:
             solved = offset_only(whole, prior) if level == "bias" else ridge(whole, prior, ratio)
             weight[block], bias[block] = solved.weight, solved.bias
         layer.put(weight, bias)
+        for read in node.all_input_nodes:  # the weights were read at the top of the graph: go on with the new ones
+            if read.op == "get_attr":
+                small.execute(read)
         scale = max(variance, 1e-30)
         self.report.append(Refitted(node.name, layer.weight_name, chosen[0], chosen[1], best_before / scale, best_after / scale))
 

@@ -60,7 +60,7 @@ class SearchRank(SearchPass):
         refuse_unreachable(budget, model, least)
         order = {g.name: torch.argsort(scores[g.name], descending=True, stable=True) for g in chosen}
         ranked = {g.name: scores[g.name][order[g.name]].clamp_min(0) for g in chosen}
-        counts = self._fill(budget, model, chosen, ranked, least)
+        counts = self._fill(budget, model, chosen, ranked, least, by_cost=scores.additive)
         kept = {name: order[name][:count].tolist() for name, count in counts.items()}
         cost = model.cost(kept)
         plan = make_plan(
@@ -86,9 +86,12 @@ class SearchRank(SearchPass):
         return self.align if g.extent >= 4 * self.align else 1
 
     def _fill(
-        self, budget: Budget, model: CostModel, chosen: list[Group], ranked: dict[str, torch.Tensor], least: dict[str, int]
+        self, budget: Budget, model: CostModel, chosen: list[Group], ranked: dict[str, torch.Tensor], least: dict[str, int], *, by_cost: bool
     ) -> dict[str, int]:
-        """Counts per group: the largest threshold on score per cost that the budget allows, then single steps."""
+        """Counts per group: the lowest threshold on score per cost that the budget allows, then single steps.
+
+        Scores that are no losses (magnitude) are only comparable within a group, where the cost is the same: they are ranked as they are.
+        """
         dense = model.cost()
         counts = {g.name: g.extent for g in chosen}
         if budget.holds(model.cost(counts), dense):
@@ -96,7 +99,7 @@ class SearchRank(SearchPass):
         best: tuple[float, dict[str, int]] | None = None
         for _ in range(self.rounds):
             extents = model.extents(counts)
-            price = {g.name: self._price(budget, model, g.name, extents) for g in chosen}
+            price = {g.name: self._price(budget, model, g.name, extents) if by_cost else 1.0 for g in chosen}
             worth = {g.name: ranked[g.name] / max(price[g.name], 1e-30) for g in chosen}
             found = self._threshold(budget, model, chosen, worth, least)
             self._add_left_over(budget, model, chosen, worth, found)

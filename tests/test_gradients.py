@@ -1,0 +1,135 @@
+"""Gate gradients: the sketch is unbiased at second order, per-sample gates are per-sample gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import optin_fx as ofx
+from optin_fx.data import Batch
+from optin_fx.errors import ScoreError
+from optin_fx.gradients import squared_gate_gradients
+from optin_fx.interpreter import Runner
+from optin_fx.layers import layers_of
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm, self.fc1, self.fc2 = nn.LayerNorm(width), nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.fc2(F.gelu(self.fc1(self.norm(x))))
+
+
+class Net(nn.Module):
+    """Two residual blocks over tokens, a mean over them, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 8)
+        self.blocks = nn.ModuleList([Block(8, 7), Block(8, 6)])
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(1))
+
+
+@pytest.fixture
+def program() -> ofx.Program:
+    torch.manual_seed(0)
+    return ofx.trace(Net().double(), (torch.randn(4, 6, 5, dtype=torch.float64),))
+
+
+def test_a_gate_of_zero_is_the_removal_of_the_unit(program: ofx.Program) -> None:
+    name, keep = "blocks.0.fc1:neuron", [0, 2, 5]
+    gate = torch.zeros(7, dtype=torch.float64)
+    gate[keep] = 1.0
+    with torch.no_grad():
+        (gated,) = Runner(program, gates={name: gate})(Batch(program.args))
+    small = ofx.rewrite(program, ofx.make_plan(program, {name: keep}))
+    assert torch.allclose(gated, small(*program.args), rtol=1e-12, atol=1e-12)
+
+
+def test_per_sample_gates_give_per_sample_gradients(program: ofx.Program) -> None:
+    """One backward pass over the batch equals one per sample."""
+    data = program.args[0]
+
+    def objective(_: Runner, outputs: list[torch.Tensor], __: Batch) -> list[tuple[str, torch.Tensor]]:
+        return [("loss", outputs[0].square().sum())]
+
+    together = squared_gate_gradients(program, [Batch((data,))], objective)["loss"]
+    apart = squared_gate_gradients(program, [Batch((row[None],)) for row in data], objective)["loss"]
+    for name in together:
+        assert together[name].max() > 0
+        assert torch.allclose(together[name], apart[name], rtol=1e-6)
+
+
+def exact_second_order(program: ofx.Program, name: str, unit: int, depth: str) -> float:
+    """|dM/dg|^2 / T^2 of one unit's gate, by central differences of the Gram matrices themselves, mean over samples."""
+    layers = layers_of(program) if depth == "sum" else layers_of(program)[-1:]
+    extent, step, grams = ofx.group(program)[name].extent, 1e-4, []
+    for sign in (1, -1):
+        gate = torch.ones(extent, dtype=torch.float64)
+        gate[unit] += sign * step
+        runner = Runner(program, gates={name: gate}, taps=tuple(layer.node for layer in layers))
+        with torch.no_grad():
+            runner(Batch(program.args))
+        features = [F.normalize(layer.rows(runner.tapped[layer.node]), dim=-1) for layer in layers]
+        grams.append([f @ f.mT for f in features])
+    total = 0.0
+    for plus, minus in zip(*grams, strict=True):
+        total += float(((plus - minus) / (2 * step)).square().sum((1, 2)).mean()) / plus.shape[-1] ** 2
+    return total
+
+
+@pytest.mark.parametrize("depth", ["sum", "last"])
+def test_the_sketch_is_unbiased(program: ofx.Program, depth: str) -> None:
+    """With many probes the sketch of the distance term approaches its definition, for every unit of every group."""
+    scores = ofx.score(program, "trajectory-sketch", data=[program.args], probes=1500, depth=depth, lam=0.0)
+    for name in scores:
+        exact = [exact_second_order(program, name, unit, depth) for unit in range(len(scores[name]))]
+        error = (scores[name] / torch.tensor(exact, dtype=torch.float64) - 1).abs()
+        assert error.max() < 0.15, (name, error)
+
+
+def test_the_output_term_is_the_divergence_at_second_order(program: ofx.Program) -> None:
+    """Half the Fisher information by drawn labels equals KL(dense || gated) for a small change of the gate."""
+    fisher = ofx.score(program, "fisher", data=[program.args], draws=3000, labels="sampled")
+    name, step = "blocks.1.fc1:neuron", 1e-3
+    with torch.no_grad():
+        (dense,) = Runner(program)(Batch(program.args))
+        logp = F.log_softmax(dense, -1)
+        for unit in range(6):
+            gate = torch.ones(6, dtype=torch.float64)
+            gate[unit] -= step
+            (gated,) = Runner(program, gates={name: gate})(Batch(program.args))
+            divergence = float((logp.exp() * (logp - F.log_softmax(gated, -1))).sum(-1).mean()) / step**2
+            assert float(fisher[name][unit]) == pytest.approx(divergence, rel=0.15)
+
+
+def test_an_objective_must_be_a_scalar(program: ofx.Program) -> None:
+    with pytest.raises(ScoreError) as caught:
+        squared_gate_gradients(program, [Batch(program.args)], lambda _, outputs, __: [("mine", outputs[0])])
+    assert str(caught.value) == "the objective 'mine' has shape (4, 3)\n  fix return a scalar, summed over samples"
+
+
+def test_non_finite_activations_are_named(program: ofx.Program) -> None:
+    broken = program.args[0].clone()
+    broken[0, 0, 0] = float("nan")
+    with pytest.raises(ScoreError) as caught:
+        ofx.score(program, "trajectory-sketch", data=[broken])
+    assert str(caught.value) == (
+        "the model's outputs contain NaN\n  at  batch 0\n  so  units cannot be ranked\n"
+        "  fix the first NaN is made by %x; mend the data or the model there"
+    )
+
+
+def test_layers_are_the_blocks_ends(program: ofx.Program) -> None:
+    assert [layer.name for layer in layers_of(program)] == ["blocks.0", "blocks.1"]
+    assert all(layer.feature == 2 for layer in layers_of(program))
