@@ -65,7 +65,7 @@ class Axis:
         root = self.root()
         if not root.sign:
             return str(root.hint)
-        return "(" + (" " if root.sign == "*" else " + ").join(map(repr, root.parts)) + ")"
+        return "(" + (" " if root.sign == "*" else " + ").join(map(repr, _flat(root, root.sign))) + ")"
 
 
 def atom(size: int, hint: int | None = None) -> Axis:
