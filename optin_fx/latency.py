@@ -72,7 +72,10 @@ def measure(
     if args is None and kwargs is None:
         args, kwargs = programs[baseline].args, programs[baseline].kwargs
     call = (tuple(args or ()), dict(kwargs or {}))
-    references = _references(reference, [name for name in programs if name != baseline])
+    if isinstance(reference, Program):
+        reference = {name: reference for name in programs if name != baseline}
+    references = _known("reference", reference, programs)
+    costs, metrics = _known("costs", costs, programs), _known("metrics", metrics, programs)
     latencies: list[Latency] = []
     ratios: list[Ratio] = []
     agreements: list[Agreement] = []
@@ -126,8 +129,8 @@ def measure(
         ratios=tuple(ratios),
         agreements=tuple(agreements),
         engines=facts,
-        costs={name: cost_row(_named(costs or {}, name, programs)) for name in programs if name in (costs or {})},
-        metrics={name: dict(row) for name, row in (metrics or {}).items()},
+        costs={name: cost_row(cost) for name, cost in costs.items()},
+        metrics={name: dict(row) for name, row in metrics.items()},
     )
 
 
@@ -138,11 +141,11 @@ def cost_row(cost: Any) -> dict[str, float]:
     return {field: float(getattr(cost, field)) for field in COST_FIELDS if getattr(cost, field, None) is not None}
 
 
-def _named(costs: Mapping[str, Any], name: str, programs: Mapping[str, Program]) -> Any:
-    unknown = sorted(set(costs) - set(programs))
+def _known(what: str, given: Mapping[str, Any] | None, programs: Mapping[str, Program]) -> dict[str, Any]:
+    unknown = sorted(set(given or {}) - set(programs))
     if unknown:
-        raise DataError(f"costs are given for {unknown[0]!r}, which is not measured", fix=f"use the names {', '.join(programs)}")
-    return costs[name]
+        raise DataError(f"{what} speaks of {unknown[0]!r}, which is not measured", fix=f"use the names {', '.join(programs)}")
+    return dict(given or {})
 
 
 def _candidates(before: Candidates, after: Candidates | None) -> dict[str, Program]:
@@ -154,12 +157,6 @@ def _candidates(before: Candidates, after: Candidates | None) -> dict[str, Progr
     if not first:
         raise DataError("there is nothing to measure", fix="pass a program, or programs by name")
     return {**first, **second}
-
-
-def _references(reference: Candidates | None, names: Sequence[str]) -> dict[str, Program]:
-    if isinstance(reference, Program):
-        return dict.fromkeys(names, reference)
-    return dict(reference or {})
 
 
 @contextmanager

@@ -105,8 +105,9 @@ def ratio_interval(baseline: Sequence[float], candidate: Sequence[float], seed: 
     """Ratio of medians baseline / candidate, with a 95 % percentile-bootstrap interval over blocks of consecutive rounds."""
     pairs = np.asarray([baseline, candidate])
     rounds = pairs.shape[1]
-    starts = np.random.default_rng(seed).integers(0, rounds, (RESAMPLES, -(-rounds // BLOCK)))
-    picks = ((starts[:, :, None] + np.arange(BLOCK)) % rounds).reshape(RESAMPLES, -1)[:, :rounds]
+    block = max(1, min(BLOCK, rounds // 4))  # a block as long as the sample would leave nothing to chance
+    starts = np.random.default_rng(seed).integers(0, rounds, (RESAMPLES, -(-rounds // block)))
+    picks = ((starts[:, :, None] + np.arange(block)) % rounds).reshape(RESAMPLES, -1)[:, :rounds]
     medians = np.median(pairs[:, picks], axis=2)
     ratios = medians[0] / medians[1]
     low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])

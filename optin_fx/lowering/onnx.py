@@ -22,9 +22,11 @@ class OnnxEngine(Engine):
 
     suffix = ".onnx"
 
-    def __init__(self, target: Target, signature: Signature, model: Any, facts: Mapping[str, Any], *, external_above: int) -> None:
+    def __init__(
+        self, target: Target, signature: Signature, model: Any, facts: Mapping[str, Any], *, external_above: int, source: Path | None = None
+    ) -> None:
         super().__init__(target.text, signature, facts)
-        self.model = model
+        self.model, self._source = model, source
         self._external_above = external_above
         self._precision = target.precision
         self._session: OrtSession | None = None
@@ -37,7 +39,7 @@ class OnnxEngine(Engine):
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         if self._session is None:
-            self._session = OrtSession(self.model, self.signature)
+            self._session = OrtSession(self._source or self.model, self.signature)
         return self._session.run(inputs)
 
     def _write(self, path: Path) -> list[Path]:
@@ -74,7 +76,7 @@ def load(path: Path, sidecar: Mapping[str, Any], target: Target, signature: Sign
     """Read a saved model."""
     ir = require("onnx_ir", "onnx", needed_for="reading ONNX")
     external = EXTERNAL_DATA_ABOVE if len(sidecar["files"]) == 1 else 0
-    return OnnxEngine(target, signature, ir.load(path), sidecar["facts"], external_above=external)
+    return OnnxEngine(target, signature, ir.load(path), sidecar["facts"], external_above=external, source=path)
 
 
 BACKEND = Backend(

@@ -198,6 +198,7 @@ def write_onnx(model: Any, path: Path, *, external_above: int = EXTERNAL_DATA_AB
     import onnx_ir as ir
 
     if weight_bytes(model) <= external_above:
+        ir.external_data.load_to_model(model)  # a model that was loaded may still point to its old file
         ir.save(model, path)
         return [path]
     data = path.with_name(path.name + ".data")
@@ -273,7 +274,10 @@ def _refused_node(error: BaseException, program: Program) -> str | None:
     while cause is not None:
         found = re.search(r"(?:translating node|executing) %(\w+) : .*?target=([\w.]+)", _plain(cause))
         if found:
-            node = next((node for node in program.exported.graph.nodes if node.name == found[1]), None)
+            nodes, op = list(program.exported.graph.nodes), ["", *found[2].split(".")][-2]
+            exact = [node for node in nodes if node.name == found[1]]
+            # the exporter speaks of its decomposed graph, where names have changed
+            node = next(iter(exact or [node for node in nodes if op in str(node.target)]), None)
             trace = str(node.meta.get("stack_trace") or "") if node is not None else _plain(cause).partition("Original traceback:")[2]
             lines = re.findall(r'File "([^"]+)", line (\d+)', trace)
             return f"%{found[1]} ({found[2]})" + (f", {lines[-1][0]}:{lines[-1][1]}" if lines else "")
