@@ -7,7 +7,7 @@ import copy
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def _name(model: Any, signature: Signature) -> None:
             if value.name in taken:
                 value.name = f"{value.name}_inner"
             if value.shape is not None:
-                value.shape = ir.Shape([renamed(str(dim), renames) if not isinstance(dim, int) else dim for dim in value.shape])
+                value.shape = ir.Shape([dim if isinstance(dim, int) else _renamed_dim(dim.value, renames) for dim in value.shape])
     for value, leaf in zip(model.graph.inputs, signature.tensor_inputs, strict=True):
         value.name = leaf.name
         value.shape = ir.Shape(leaf.sizes)
@@ -145,6 +145,11 @@ def _name(model: Any, signature: Signature) -> None:
     for value, leaf in zip(values, signature.tensor_outputs, strict=True):
         value.name = leaf.name
         value.shape = ir.Shape(leaf.sizes)
+
+
+def _renamed_dim(symbol: Any, renames: Mapping[str, str]) -> str | None:
+    # an unknown size stays unknown: two sizes of one name share a buffer in ONNX Runtime
+    return None if symbol is None else renamed(str(symbol), renames)
 
 
 def _symbol_names(model: Any, signature: Signature) -> dict[str, str]:

@@ -33,6 +33,27 @@ def test_names_and_dynamic_dims(structured: ofx.Program, tmp_path: Path) -> None
     assert not re.search(r'"s\d+"', text)
 
 
+def test_unknown_sizes_stay_unknown() -> None:
+    """Two sizes of one name would share a buffer in ONNX Runtime; layers with different head counts have such sizes."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.ModuleList([nn.Linear(32, 48 * heads), nn.Linear(16 * heads, 32)]) for heads in (1, 2, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for qkv, out in self.layers:
+                query, key, value = qkv(x).unflatten(-1, (3, -1, 16)).permute(2, 0, 3, 1, 4)
+                x = x + out(nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+            return x
+
+    engine = lower(ofx.trace(Heads(), (torch.randn(2, 9, 32),)), "onnx")
+    for rows in (1, 2, 5):
+        assert engine(torch.randn(rows, 9, 32)).shape == (rows, 9, 32)
+    names = {dim.value for node in engine.model.graph for value in node.outputs for dim in value.shape or () if not isinstance(dim, int)}
+    assert "None" not in names
+
+
 def test_external_data(structured: ofx.Program, call: Any, tmp_path: Path) -> None:
     engine = lower(structured, "onnx", external_above=100)
     path = engine.save(tmp_path / "model.onnx")
