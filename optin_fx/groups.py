@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from optin_fx.analysis import Analysis, analyse
+from optin_fx.branches import removable
 from optin_fx.dims import Axis, Pin, leaves
 from optin_fx.errors import PlanError
 from optin_fx.program import Program
@@ -30,6 +31,7 @@ class Group:
         extent: number of units.
         members: (parameter name, dim) of every parameter or buffer dim that it is part of.
         pinned: None, or the reason why its extent must stay.
+        removable: True if even the last unit may go: the residual branch that it feeds then disappears.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Group:
     extent: int
     members: tuple[tuple[str, int], ...]
     pinned: str | None = None
+    removable: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} ({self.kind}, {self.extent} units)" + (f", pinned: {self.pinned}" if self.pinned else "")
@@ -158,6 +161,7 @@ def _read_off(analysis: Analysis) -> Groups:
     parameters = {name for name, t in tensors.items() if isinstance(t, nn.Parameter)}
     _refine_roles(analysis, members)
     producers = _producers(analysis)
+    whole = removable(analysis, [leaf for leaf in members if leaf not in pins])
     taken: Counter[str] = Counter()
     groups, names = [], {}
     for leaf, places in members.items():
@@ -171,7 +175,7 @@ def _read_off(analysis: Analysis) -> Groups:
         names[leaf] = name
         why = pins.get(leaf)
         text = str(replace(why, source=_source(analysis, why.node))) if why else None
-        groups.append(Group(name, kind, leaf.size, tuple(places), text))
+        groups.append(Group(name, kind, leaf.size, tuple(places), text, leaf in whole))
     analysis.__dict__["_leaf_names"] = names
     unknown = {op: len(nodes) for op, nodes in analysis.unknown.items()}
     return Groups(tuple(groups), analysis.program.fingerprint, unknown)

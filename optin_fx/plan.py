@@ -103,6 +103,8 @@ def check(plan: Plan, groups: Groups) -> None:
         found = groups[name]
         if found.pinned is not None:
             raise PlanError(f"the group {name!r} cannot shrink", at=found.pinned, fix="leave it out of the plan")
+        if not units and found.removable:
+            continue
         if not units:
             raise PlanError(f"the plan keeps no unit of {name!r}", so="its consumers would have nothing to read", fix="keep at least one unit")
         if min(units) < 0 or max(units) >= found.extent or len(set(units)) != len(units) or list(units) != sorted(units):
@@ -112,12 +114,13 @@ def check(plan: Plan, groups: Groups) -> None:
             )
 
 
-def random_plan(program: Program, keep: float = 0.5, seed: int = 0) -> Plan:
+def random_plan(program: Program, keep: float = 0.5, seed: int = 0, *, empty: float = 0.0) -> Plan:
     """Keep a random share of the units of every group, at least one each.
 
     Args:
         keep: expected share of units to keep; each group's own share is drawn between 0 and twice this (at most 1).
         seed: of the draw.
+        empty: probability that a group whose branch can disappear loses every unit.
     """
     generator = torch.Generator().manual_seed(seed)
     kept = {}
@@ -125,6 +128,8 @@ def random_plan(program: Program, keep: float = 0.5, seed: int = 0) -> Plan:
         share = min(1.0, 2 * keep * float(torch.rand((), generator=generator)))
         count = max(1, round(share * found.extent))
         kept[found.name] = torch.randperm(found.extent, generator=generator)[:count].tolist()
+        if empty and found.removable and float(torch.rand((), generator=generator)) < empty:
+            kept[found.name] = []
     return make_plan(program, kept, provenance={"search": f"random{{keep={keep}, seed={seed}}}"})
 
 

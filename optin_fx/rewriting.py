@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from optin_fx.analysis import Applied, Consumer
 from optin_fx.attributes import assign, attribute, storage_key
+from optin_fx.branches import remove_branches
 from optin_fx.dims import positions, spread
 from optin_fx.plan import Cut, Plan, resolve
 from optin_fx.program import Program
@@ -70,6 +71,9 @@ def slice_graph(program: Program, cut: Cut) -> fx.GraphModule:
                 assign(module, str(node.target), smaller[key])
         elif node.name in analysis.applied:
             _resize(nodes, node, analysis.applied[node.name], cut, analysis.axes[node.name])
+    empty = {leaf for leaf, kept in cut.kept.items() if len(kept) == 0}
+    if empty:
+        remove_branches(module, analysis, empty)
     module.graph.lint()
     module.recompile()
     return module

@@ -33,7 +33,7 @@ class SearchRank(SearchPass):
         budget: see `optin_fx.budget`.
         kinds: kinds of units to prune; empty means all but those inside heads (qk-dim, v-dim, head-dim, rotary-pair).
         freeze: patterns (fnmatch) of group names to leave whole.
-        min_keep: least share of every group's units to keep (at least one unit).
+        min_keep: least share of every group's units to keep (at least one unit; at 0, whole residual branches may go).
         align: widths are multiples of this where the extent allows; 1 is free choice. Applies to groups of at least 4 x align units.
         rounds: at most so many iterations of ranking against cost.
     """
@@ -78,7 +78,7 @@ class SearchRank(SearchPass):
         return g.kind in self.kinds if self.kinds else g.kind not in INSIDE_HEADS
 
     def _least(self, g: Group) -> int:
-        floor = max(1, round(self.min_keep * g.extent))
+        floor = max(0 if g.removable and self.min_keep == 0 else 1, round(self.min_keep * g.extent))
         step = self._step(g)
         return min(g.extent, -(-floor // step) * step)
 
