@@ -8,6 +8,7 @@ became of the embeddings of sentences that were not calibrated on. Takes about t
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -15,6 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# before torch starts its threads: on a busy machine, threads that spin while they wait take the time of those that work
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import demo_encoder
 from demo_table import put_into_readme, table
