@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from optin_fx.errors import LoweringError, MissingExtra
+from optin_fx.lowering.exporter_error import reason, refused_node
+from optin_fx.lowering.onnx_names import name_graph
 from optin_fx.lowering.precision import in_precision
 from optin_fx.lowering.signature import Signature
-from optin_fx.lowering.symbols import renamed
 from optin_fx.program import Program
 
 # Opset 20 is the portable one: from 23 on, attention becomes one `Attention` node, which TensorRT refuses in fp32 and for value
@@ -71,8 +71,8 @@ def to_onnx(program: Program, signature: Signature, *, precision: str = "fp32", 
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise LoweringError(
-            f"the ONNX exporter refuses the program: {_reason(error)}",
-            at=_refused_node(error, precise),
+            f"the ONNX exporter refuses the program: {reason(error)}",
+            at=refused_node(error, precise),
             so="there is no ONNX model",
             fix="rewrite that line of the model with other ops, or lower to eager, inductor or aotinductor",
         ) from error
@@ -86,7 +86,7 @@ def to_onnx(program: Program, signature: Signature, *, precision: str = "fp32", 
             so="outputs cannot be matched with the model's",
             fix="return plain tensors from the model, and do not update buffers in forward",
         )
-    _name(model, signature)
+    name_graph(model, signature)
     one_float_dtype(model)
     return model
 
@@ -122,43 +122,6 @@ def _exportable(exported: ExportedProgram) -> ExportedProgram:
 def _without_gradient(value: torch.Tensor) -> torch.Tensor:
     detached = value.detach()
     return nn.Parameter(detached, requires_grad=False) if isinstance(value, nn.Parameter) else detached
-
-
-def _name(model: Any, signature: Signature) -> None:
-    """Give graph inputs, outputs and dynamic dims the signature's names."""
-    import onnx_ir as ir
-
-    renames = _symbol_names(model, signature)
-    taken = {leaf.name for leaf in (*signature.inputs, *signature.outputs)}
-    for node in model.graph:
-        for value in node.outputs:
-            if value.name in taken:
-                value.name = f"{value.name}_inner"
-            if value.shape is not None:
-                value.shape = ir.Shape([dim if isinstance(dim, int) else _renamed_dim(dim.value, renames) for dim in value.shape])
-    for value, leaf in zip(model.graph.inputs, signature.tensor_inputs, strict=True):
-        value.name = leaf.name
-        value.shape = ir.Shape(leaf.sizes)
-    values = list(model.graph.outputs)
-    if len({id(value) for value in values}) != len(values) or any(value.is_graph_input() for value in values):
-        raise LoweringError("one value is returned twice by the ONNX graph", fix="clone one of the outputs in the model")
-    for value, leaf in zip(values, signature.tensor_outputs, strict=True):
-        value.name = leaf.name
-        value.shape = ir.Shape(leaf.sizes)
-
-
-def _renamed_dim(symbol: Any, renames: Mapping[str, str]) -> str | None:
-    # an unknown size stays unknown: two sizes of one name share a buffer in ONNX Runtime
-    return None if symbol is None else renamed(str(symbol), renames)
-
-
-def _symbol_names(model: Any, signature: Signature) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for value, leaf in zip(model.graph.inputs, signature.tensor_inputs, strict=True):
-        for dim, size in zip(value.shape or (), leaf.sizes, strict=False):
-            if isinstance(size, str) and size.isidentifier() and not isinstance(dim, int):
-                found[str(dim.value)] = size
-    return found
 
 
 def one_float_dtype(model: Any) -> None:
@@ -260,31 +223,3 @@ def quiet_exporter() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _reason(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines: Sequence[str] = _plain(error).splitlines() or [type(error).__name__]
-    return lines[0][:300]
-
-
-def _plain(error: BaseException) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-
-
-def _refused_node(error: BaseException, program: Program) -> str | None:
-    """The FX node that the exporter names, and the line of the model that it comes from."""
-    cause: BaseException | None = error
-    while cause is not None:
-        found = re.search(r"(?:translating node|executing) %(\w+) : .*?target=([\w.]+)", _plain(cause))
-        if found:
-            nodes, op = list(program.exported.graph.nodes), ["", *found[2].split(".")][-2]
-            exact = [node for node in nodes if node.name == found[1]]
-            # the exporter speaks of its decomposed graph, where names have changed
-            node = next(iter(exact or [node for node in nodes if op in str(node.target)]), None)
-            trace = str(node.meta.get("stack_trace") or "") if node is not None else _plain(cause).partition("Original traceback:")[2]
-            lines = re.findall(r'File "([^"]+)", line (\d+)', trace)
-            return f"%{found[1]} ({found[2]})" + (f", {lines[-1][0]}:{lines[-1][1]}" if lines else "")
-        cause = cause.__cause__
-    return None
