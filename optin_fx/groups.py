@@ -174,7 +174,7 @@ def _read_off(analysis: Analysis) -> Groups:
         name = stem if taken[stem] == 1 else f"{stem}#{taken[stem]}"
         names[leaf] = name
         why = pins.get(leaf)
-        text = str(replace(why, source=_source(analysis, why.node))) if why else None
+        text = str(replace(why, source=source_of(analysis, why.node))) if why else None
         groups.append(Group(name, kind, leaf.size, tuple(places), text, leaf in whole))
     analysis.__dict__["_leaf_names"] = names
     unknown = {op: len(nodes) for op, nodes in analysis.unknown.items()}
@@ -233,7 +233,7 @@ def _common_module(parameters: list[str]) -> str:
     return ".".join(common)
 
 
-def _source(analysis: Analysis, node_name: str) -> str:
+def source_of(analysis: Analysis, node_name: str) -> str:
     """The user's source line of a node, `file:line`, from what torch.export recorded."""
     if not hasattr(analysis, "_by_name"):
         analysis._by_name = {n.name: n for n in analysis.program.graph_module.graph.nodes}
