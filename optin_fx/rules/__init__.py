@@ -1,6 +1,20 @@
 """The op rules, one family per file. Importing this package registers them all."""
 
-from optin_fx.rules import attention, contraction, convolution, creation, identity, indexing, joining, normalisation, reduction, shaping, spatial
+from optin_fx.rules import (
+    attention,
+    contraction,
+    convolution,
+    creation,
+    identity,
+    indexing,
+    joining,
+    normalisation,
+    recurrent,
+    reduction,
+    shaping,
+    spatial,
+    writing,
+)
 
 __all__ = [
     "attention",
@@ -11,7 +25,9 @@ __all__ = [
     "indexing",
     "joining",
     "normalisation",
+    "recurrent",
     "reduction",
     "shaping",
     "spatial",
+    "writing",
 ]

@@ -109,6 +109,14 @@ def outer(call: Call) -> Line:
     return line("m, n -> m n")
 
 
+@rule(aten.bilinear.default)
+def bilinear(call: Call) -> Line:
+    """`x^T W y + b` for every output."""
+    lead = " ".join(f"n{i}" for i in range(len(call.operands[0].shape) - 1))
+    bias = ", o" if len(call.operands) > 3 else ""
+    return line(f"{lead} i, {lead} j, o i j{bias} -> {lead} o", macs=f"{lead} i j o", roles={"o": "neuron"})
+
+
 def _both_computed(call: Call) -> bool:
     return len(call.operands) >= 2 and all(o.node.op == "call_function" for o in call.operands[-2:])
 

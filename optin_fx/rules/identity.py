@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from optin_fx.rulebook import Call, rule, rules
+from optin_fx.rulebook import Call, pointwise, rule, rules
 
 aten = torch.ops.aten
 
@@ -53,11 +53,24 @@ def written(call: Call) -> str:
     return "..., ... -> ..."
 
 
-
 rules(
-    {
-        op: "..., ... -> ..."
-        for op in (aten.__and__.Tensor, aten.__or__.Tensor, aten.__xor__.Tensor, aten.__iand__.Tensor, aten.__ior__.Tensor)
-    }
+    dict.fromkeys(
+        (aten.__and__.Tensor, aten.__or__.Tensor, aten.__xor__.Tensor, aten.__iand__.Tensor, aten.__ior__.Tensor), "..., ... -> ..."
+    )
 )
-rules({op: "... -> ..." for op in (aten.__and__.Scalar, aten.__or__.Scalar, aten.__lshift__.Scalar, aten.__rshift__.Scalar)})
+rules(dict.fromkeys((aten.__and__.Scalar, aten.__or__.Scalar, aten.__lshift__.Scalar, aten.__rshift__.Scalar), "... -> ..."))
+
+# entry by entry, though PyTorch does not tag them so
+rule(
+    aten.where.ScalarOther,
+    aten.where.ScalarSelf,
+    aten.where.Scalar,
+    aten.masked_fill_.Scalar,
+    aten.masked_fill_.Tensor,
+    aten.hardswish.default,
+    aten.hardswish_.default,
+    aten.multiply.Tensor,
+    aten.multiply.Scalar,
+    aten.floor_divide.default,
+    aten.real.default,
+)(pointwise)

@@ -17,6 +17,16 @@ def embedding(call: Call) -> Line:
     return line("v! d, ... -> ... d", why="a vocabulary", drop=True, roles={"d": "residual"})
 
 
+@rule(aten.embedding_bag.default, aten.embedding_bag.padding_idx)
+def embedding_bag(call: Call) -> Line | None:
+    """Sums or means of rows; with `max`, the places of the maxima are a result, which has the table's width too."""
+    if call["mode"] == 2:
+        return None
+    rest = [" ".join(f"p{k}_{i}!" for i in range(len(o.shape))) for k, o in enumerate(call.operands[1:])]
+    more = [" ".join(f"q{k}_{i}!" for i in range(len(s))) for k, s in enumerate(call.results[1:])]
+    return line(f"{', '.join(['v! d', *rest])} -> {', '.join(['b! d', *more])}", why="a vocabulary", drop=True, roles={"d": "residual"})
+
+
 @rule(aten.index.Tensor, aten._unsafe_index.Tensor)
 def index(call: Call) -> Line | None:
     """Integer index tensors broadcast against each other and replace the dims that they index."""

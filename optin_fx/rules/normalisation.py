@@ -93,3 +93,23 @@ def gated(call: Call) -> Line:
     left, right = list(names), list(names)
     left[dim], right[dim] = "(a + a)", "a"
     return line(f"{' '.join(left)} -> {' '.join(right)}", sizes={"a": call.results[0][dim]})
+
+
+@rule(aten._weight_norm.default)
+def weight_norm(call: Call) -> Line:
+    """A direction, normalised over all dims but one, times a gain along that one."""
+    dim = call.dim(call["dim"])
+    names = [f"n{i}" for i in range(len(call.operands[0].shape))]
+    v = " ".join(n if i == dim else f"{n}!" for i, n in enumerate(names))
+    g = " ".join(n if i == dim else "1" for i, n in enumerate(names))
+    return line(f"{v}, {g} -> {' '.join(names)}", why=f"{WHY} (weight_norm)", code="normalised")
+
+
+@rule(aten.fft_fftn.default, aten.fft_fft.default, aten.fft_ifftn.default, aten.fft_ifft.default)
+def fourier(call: Call) -> Line:
+    """Every frequency sees every entry along the transformed dims."""
+    dims = call.dims(call.arguments.get("dim"))
+    names = [f"n{i}" for i in range(len(call.operands[0].shape))]
+    left = " ".join(f"{n}!" if i in dims else n for i, n in enumerate(names))
+    right = " ".join(f"f{i}!" if i in dims else n for i, n in enumerate(names))
+    return line(f"{left} -> {right}", why="a Fourier transform over it", drop=True)

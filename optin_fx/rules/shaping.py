@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import gcd
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import gcd, prod
 from typing import Any
 
 import torch
@@ -57,51 +58,79 @@ def view(call: Call) -> Line | None:
 rule(aten.reshape.default, resize=follow("shape"))(view)
 
 
-def reshaped(before: Sequence[int], after: Sequence[int], extra: str = "") -> Line | None:
-    """The line of a row-major reshape: walk both sides, split the larger dim by the smaller where it divides."""
+def reshaped(before: Sequence[int], after: Sequence[int]) -> Line | None:
+    """The line of a row-major reshape: per run of dims of equal product, split the larger dim by the smaller.
+
+    A run in which that does not work out (`2 3 -> 3 2`) is pinned, and the other dims pass.
+    """
+    left, right, sizes = [], [], {}
+    for old, new in _runs(before, after):
+        if prod(old) != prod(new):
+            return None
+        found = _split(old, new, len(sizes))
+        if found is None:
+            left += [f"u{len(left)}_{k}!" if n != 1 else "1" for k, n in enumerate(old)]
+            right += [f"w{len(right)}_{k}!" if n != 1 else "1" for k, n in enumerate(new)]
+            continue
+        own_left, own_right, own_sizes = found
+        left, right, sizes = left + own_left, right + own_right, sizes | own_sizes
+    text = f"{' '.join(left)} -> {' '.join(right)}"
+    return line(text, sizes=sizes, why="its entries are dealt out anew", drop="!" in text)
+
+
+def _runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+    """Shortest stretches of both sides, from the left, that have equal products."""
+    i = j = 0
+    while i < len(before) or j < len(after):
+        m, n = i, j
+        a = b = 1
+        while True:
+            if a <= b and i < len(before):
+                a, i = a * before[i], i + 1
+            elif j < len(after):
+                b, j = b * after[j], j + 1
+            elif i < len(before):
+                a, i = a * before[i], i + 1
+            if a == b != 1 or (i == len(before) and j == len(after)):
+                break
+        yield before[m:i], after[n:j]
+
+
+def _split(before: Sequence[int], after: Sequence[int], first: int) -> tuple[list[str], list[str], dict[str, int]] | None:
+    """Terms of both sides of a run and the sizes of their factors, numbered from `first`; None where a dim does not divide."""
     left: list[list[str]] = [[] for _ in before]
     right: list[list[str]] = [[] for _ in after]
     sizes: dict[str, int] = {}
     i = j = 0
-    a = before[0] if before else 1
-    b = after[0] if after else 1
+    a, b = (before[0] if before else 1), (after[0] if after else 1)
     while i < len(before) and j < len(after):
         # extents of one hold nothing; step over them
-        if a == 1 and not left[i]:
+        if a == 1:
             i, a = i + 1, before[i + 1] if i + 1 < len(before) else 1
             continue
-        if b == 1 and not right[j]:
+        if b == 1:
             j, b = j + 1, after[j + 1] if j + 1 < len(after) else 1
             continue
-        name = f"f{len(sizes)}"
         step = min(a, b)
         if step == 0 or a % step or b % step:
             return None
+        name = f"f{first + len(sizes)}"
         sizes[name] = step
         left[i].append(name)
         right[j].append(name)
         a, b = a // step, b // step
-        if a == 1:
-            i, a = i + 1, before[i + 1] if i + 1 < len(before) else 1
-        if b == 1:
-            j, b = j + 1, after[j + 1] if j + 1 < len(after) else 1
 
-    def dims(side: list[list[str]]) -> str:
-        return " ".join("1" if not names else names[0] if len(names) == 1 else f"({' '.join(names)})" for names in side)
+    def terms(side: list[list[str]]) -> list[str]:
+        return ["1" if not names else names[0] if len(names) == 1 else f"({' '.join(names)})" for names in side]
 
-    if any(n != 1 for n in before[i:]) or any(n != 1 for n in after[j:]):
-        return None
-    return line(f"{dims(left)}{extra} -> {dims(right)}", sizes=sizes)
+    return terms(left), terms(right), sizes
 
 
 @rule(aten.reshape_as.default, aten.view_as.default)
 def view_as(call: Call) -> Line | None:
     """The second operand gives the sizes, so its dims are those of the result."""
     found = reshaped(call.operands[0].shape, call.results[0])
-    if found is None:
-        return None
-    left, right = str(found).split(" -> ")
-    return line(f"{left}, {right} -> {right}", sizes=found.sizes)
+    return None if found is None else replace(found, operands=(*found.operands, *found.results))
 
 
 @rule(aten.flatten.using_ints, aten.ravel.default)
@@ -222,9 +251,10 @@ def _broadcast_follows(call: Call, new: Resized) -> Mapping[str, Any]:
 
 def _repeats_follow(call: Call, new: Resized) -> Mapping[str, Any]:
     argument = "repeats" if "repeats" in call.arguments else "dims"
+    missing = len(call.results[0]) - len(call[argument])  # tile: counts are for the last dims
     written = list(call[argument])
     # a computed count (a SymInt node) belongs to a pinned extent, and stays
-    changed = [new.factors.get(f"r{i}", value) if isinstance(value, int) else value for i, value in enumerate(written)]
+    changed = [new.factors.get(f"r{i}", value) if isinstance(value, int) else value for i, value in enumerate(written, missing)]
     return {argument: changed} if changed != written else {}
 
 
@@ -233,8 +263,7 @@ def repeat(call: Call) -> Line | None:
     """The whole dim again and again: the repeat count is the outer factor."""
     shape, out = call.operands[0].shape, call.results[0]
     lead = len(out) - len(shape)
-    argument = "repeats" if "repeats" in call.arguments else "dims"
-    if lead < 0 or len(call[argument]) != len(out) or 0 in shape:
+    if lead < 0 or 0 in shape:
         return None
     left = [f"n{i}" if n != 1 else "1" for i, n in enumerate(shape)]
     right, sizes = [], {}

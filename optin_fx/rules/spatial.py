@@ -44,3 +44,31 @@ for _n, _ops in _OVER.items():
 def sampled(call: Call) -> Line:
     """Positions given as values; channels pass."""
     return line("b c x! y!, b u! v! 2 -> b c u! v!", why="a spatial extent", drop=True)
+
+
+@rule(aten.unfold.default)
+def windows(call: Call) -> Line:
+    """Windows along one dim become a new last dim."""
+    dim = call.dim(call["dimension"])
+    names = [f"n{i}" for i in range(len(call.operands[0].shape))]
+    left = " ".join("x!" if i == dim else n for i, n in enumerate(names))
+    right = " ".join("y!" if i == dim else n for i, n in enumerate(names))
+    return line(f"{left} -> {right} k!", why="a spatial extent", drop=True)
+
+
+@rule(aten.im2col.default)
+def patches(call: Call) -> Line:
+    """`F.unfold`: a channel becomes a block of kernel positions."""
+    kernel, width = call["kernel_size"], call.operands[0].shape[-3]
+    batch = "b " if len(call.operands[0].shape) == 4 else ""
+    sizes = {"c": width, "k": kernel[0] * kernel[1]}
+    return line(f"{batch}c x! y! -> {batch}(c k!) l!", sizes=sizes, why="a spatial extent", drop=True)
+
+
+@rule(aten.col2im.default)
+def image(call: Call) -> Line:
+    """`F.fold`: overlapping patches are added up per channel."""
+    kernel, width = call["kernel_size"], call.results[0][-3]
+    batch = "b " if len(call.operands[0].shape) == 3 else ""
+    sizes = {"c": width, "k": kernel[0] * kernel[1]}
+    return line(f"{batch}(c k!) l! -> {batch}c x! y!", sizes=sizes, why="a spatial extent", drop=True)

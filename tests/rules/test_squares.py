@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import samples_of_shapes  # noqa: F401  registers more samples
+import samples_of_zoo  # noqa: F401  registers more samples
 import torch
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
