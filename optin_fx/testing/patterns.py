@@ -1228,9 +1228,23 @@ class Grouped(ConvHidden):
         return self.b(x).relu()
 
 
-@pattern(image, a_weight_0="free", b_weight_0="free")
+@pattern(image, a_weight_0=(2, 6), b_weight_0=(2, 2, 3))
 class GroupedTwice(ConvHidden):
-    """Groups of 2, then of 3, on one width of 12: groups (2 2 3), common refinement."""
+    """Groups of 2, then of 4, on one width of 12: the common refinement is (2 2 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = nn.Conv2d(12, 12, 1, groups=2)
+        self.c = nn.Conv2d(12, 12, 1, groups=4)
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.c(self.b(x).relu()).relu()
+
+
+@pattern(image, b_weight_0="pinned", c_weight_0=(4,))
+class GroupsThatClash(ConvHidden):
+    """Groups of 2, then of 3: (2 6) and (3 4) have no common refinement, so the width between them stays; outputs
+    of one group of the second do not read it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1239,6 +1253,20 @@ class GroupedTwice(ConvHidden):
 
     def between(self, x: Tensor) -> Tensor:
         return self.c(self.b(x).relu()).relu()
+
+
+@pattern(tokens, a_weight_0="free", b_weight_0=(3,))
+class DealtAnew(nn.Module):
+    """A reshape (3, 4) to (4, 3) over positions and channels mixes both; the heads beside them pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(7, 12), nn.Linear(7, 12), nn.Linear(15, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = self.b(x).view(x.shape[0], 5, 3, 4).transpose(1, 2)
+        b = b.reshape(x.shape[0], 3, 4, 5)
+        return self.out(self.a(x).sum(-1, keepdim=True).sum(1, keepdim=True) + b.permute(0, 2, 1, 3).flatten(2))
 
 
 @pattern(image, a_weight_0="free", b_weight_1="free")
@@ -1476,9 +1504,9 @@ PATTERNS[-1] = Pattern(
 )
 
 
-@pattern(tokens, a_weight_0="pinned")
+@pattern(tokens, a_weight_0="free")
 class LSTM(Hidden):
-    """Four gates in one matrix, and a recurrence: pinned, for want of a rule."""
+    """Four gates in one matrix, and a recurrence: the state's width is pinned, what comes in is free."""
 
     last = 10
 
@@ -1490,7 +1518,7 @@ class LSTM(Hidden):
         return self.rnn(x)[0]
 
 
-@pattern(tokens, a_weight_0="pinned")
+@pattern(tokens, a_weight_0="free")
 class GRU(Hidden):
     """The same with three gates."""
 

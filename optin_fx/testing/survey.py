@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import optin_fx as ofx
+from optin_fx.attributes import unique_storages
 from optin_fx.program import Program
 
 
