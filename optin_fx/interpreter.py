@@ -61,6 +61,12 @@ class Runner(fx.Interpreter):
         outputs = self.run(*flat_inputs(self.program, batch), enable_io_processing=False)
         return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
+    def resume(self, batch: Batch, environment: Mapping[fx.Node, Any]) -> list[Any]:
+        """Run on from the values of all earlier nodes; returns the flat outputs."""
+        self.tapped = {}
+        outputs = self.run(*flat_inputs(self.program, batch), initial_env=dict(environment), enable_io_processing=False)
+        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
     def run_node(self, n: fx.Node) -> Any:
         """Gate and show what a contraction reads, then execute it."""
         consumers = self.table.get(n.name)

@@ -9,6 +9,7 @@ the model's head. A model without numbered containers has the sums of activation
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,21 @@ def layers_of(program: Program) -> tuple[Layer, ...]:
     found = analysis.__dict__.get("_layers")
     if found is None:
         found = analysis.__dict__["_layers"] = tuple(_find(analysis))
+    return found
+
+
+def later_layers(program: Program, layers: Sequence[Layer]) -> Mapping[str, int]:
+    """How many layers end after the place where each group is first consumed."""
+    order = {node.name: i for i, node in enumerate(program.graph_module.graph.nodes)}
+    ends = [order[layer.node] for layer in layers]
+    analysis = analyse(program)
+    names = leaf_names(analysis)
+    found: dict[str, int] = {}
+    for consumer in analysis.consumers():
+        count = sum(end >= order[consumer.node] for end in ends)
+        for leaf in consumer.leaves:
+            if leaf in names:
+                found[names[leaf]] = max(found.get(names[leaf], 0), count)
     return found
 
 

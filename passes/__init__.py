@@ -5,6 +5,7 @@ from optin_fx.passes.rewrite_slice import RewriteSlice
 from optin_fx.passes.score_fisher import ScoreFisher
 from optin_fx.passes.score_magnitude import ScoreMagnitude
 from optin_fx.passes.score_random import ScoreRandom
+from optin_fx.passes.score_trajectory import ScoreTrajectory
 from optin_fx.passes.score_trajectory_sketch import ScoreTrajectorySketch
 from optin_fx.passes.search_rank import SearchRank
 
@@ -14,6 +15,7 @@ __all__ = [
     "ScoreFisher",
     "ScoreMagnitude",
     "ScoreRandom",
+    "ScoreTrajectory",
     "ScoreTrajectorySketch",
     "SearchRank",
 ]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from optin_fx.analysis import analyse
 from optin_fx.data import Batch
 from optin_fx.gradients import squared_gate_gradients
-from optin_fx.groups import group, leaf_names
+from optin_fx.groups import group
 from optin_fx.interpreter import Runner
-from optin_fx.layers import Layer, layers_of
+from optin_fx.layers import Layer, later_layers, layers_of
 from optin_fx.masks import token_mask
 from optin_fx.outputs import output_terms
 from optin_fx.pipeline import ScorePass
@@ -40,7 +39,7 @@ class ScoreTrajectorySketch(ScorePass):
     """
 
     probes: int = 1
-    depth: str = "last"
+    depth: str = "mean"
     lam: float = 1.0
     tokens: int = 128
     seed: int = 0
@@ -86,18 +85,3 @@ class ScoreTrajectorySketch(ScorePass):
             return (features * torch.randn(features.shape, generator=generator).to(features)).sum()
         probe = torch.randn(n, count, count, generator=generator).to(features)
         return (features * (probe @ features)).sum() / count
-
-
-def later_layers(program: Program, layers: Sequence[Layer]) -> Mapping[str, int]:
-    """How many layers end after the place where each group is first consumed."""
-    order = {node.name: i for i, node in enumerate(program.graph_module.graph.nodes)}
-    ends = [order[layer.node] for layer in layers]
-    analysis = analyse(program)
-    names = leaf_names(analysis)
-    found: dict[str, int] = {}
-    for consumer in analysis.consumers():
-        count = sum(end >= order[consumer.node] for end in ends)
-        for leaf in consumer.leaves:
-            if leaf in names:
-                found[names[leaf]] = max(found.get(names[leaf], 0), count)
-    return found
