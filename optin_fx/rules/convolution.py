@@ -24,15 +24,16 @@ def _spatial(call: Call) -> tuple[str, str, str, str]:
 
 
 def _groups_follow(call: Call, new: Resized) -> Mapping[str, Any]:
-    return {"groups": new.factors["g"]} if "g" in new.factors else {}
-
+    # a computed number of groups (a batch folded into the channels) follows by itself
+    return {"groups": new.factors["g"]} if "g" in new.factors and isinstance(call["groups"], int) else {}
 
 
 @rule(*_PLAIN, *_PADDED, resize=_groups_follow)
 def convolution(call: Call) -> Line:
     """`groups` splits channels into g blocks; a group of one input channel is a depthwise chain."""
     batch, x, k, y = _spatial(call)
-    groups, weight = call["groups"], call.operands[1].shape
+    weight = call.operands[1].shape
+    groups = call.operands[0].shape[1 if batch else 0] // weight[1]
     why, bias = "a spatial extent", len(call.operands) > 2
     free = f"{batch}{y} {k}".replace("!", "")
     if groups == 1:
@@ -53,7 +54,8 @@ def convolution(call: Call) -> Line:
 def transposed(call: Call) -> Line:
     """Transposed convolution: the weight is [in, out / groups, ...], every input position meets the whole kernel."""
     batch, x, k, y = _spatial(call)
-    groups, weight = call["groups"], call.operands[1].shape
+    weight = call.operands[1].shape
+    groups = call.results[0][1 if batch else 0] // weight[1]
     why, bias = "a spatial extent", len(call.operands) > 2
     free = f"{batch}{x} {k}".replace("!", "")
     if groups == 1:
