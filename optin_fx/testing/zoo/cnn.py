@@ -93,12 +93,12 @@ def _efficientnet(*stages: str, experts: bool = False, **options: Any) -> Callab
 
 def _mobileone() -> torch.nn.Module:
     library = import_module("timm.models.byobnet")
-    widths = (10, 14, 22)
+    widths = (16, 24, 40)  # timm rounds to multiples of eight
     blocks = [
         [library.ByoBlockCfg("one", 1, before, 2, 1), library.ByoBlockCfg("one", 1, after, 1, 0)]
         for before, after in itertools.pairwise(widths)
     ]
-    return entry.timm("mobileone_s0", {"blocks": blocks, "stem_chs": 10, "num_classes": 5})(True)
+    return entry.timm("mobileone_s0", {"blocks": blocks, "stem_chs": 16, "num_classes": 5})(True)
 
 
 def _vgg(is_small: bool) -> torch.nn.Module:
