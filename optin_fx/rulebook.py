@@ -263,6 +263,7 @@ class Rule:
 
 
 _RULES: dict[OpOverload, Rule] = {}
+_NAMED: dict[str, tuple[Mapping_, Resize | None]] = {}
 
 
 def rule(*ops: OpOverload, mapping: str | Line | None = None, resize: Resize | None = None) -> Callable[[Any], Any]:
@@ -300,9 +301,16 @@ def forget(op: OpOverload) -> None:
     _RULES.pop(op, None)
 
 
+def named(name: str, mapping: Mapping_, resize: Resize | None = None) -> None:
+    """Register a rule for an overload of a library that may never be imported, by its name: `lib.op.overload`."""
+    _NAMED[name] = (mapping, resize)
+
+
 def find(op: Any) -> Rule | None:
     """The rule of an overload. Ops that PyTorch tags as pointwise have one without being listed."""
     found = _RULES.get(op)
+    if found is None and isinstance(op, OpOverload) and str(op) in _NAMED:
+        found = _RULES[op] = Rule(op, *_NAMED[str(op)])
     if found is None and isinstance(op, OpOverload) and torch.Tag.pointwise in op.tags:
         found = _RULES[op] = Rule(op, pointwise)
     return found

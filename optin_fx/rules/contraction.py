@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from optin_fx.rulebook import Call, Line, line, rule
+from optin_fx.rulebook import Call, Line, line, named, rule
 
 aten = torch.ops.aten
 
@@ -115,6 +115,15 @@ def bilinear(call: Call) -> Line:
     lead = " ".join(f"n{i}" for i in range(len(call.operands[0].shape) - 1))
     bias = ", o" if len(call.operands) > 3 else ""
     return line(f"{lead} i, {lead} j, o i j{bias} -> {lead} o", macs=f"{lead} i j o", roles={"o": "neuron"})
+
+
+def grouped_mm(call: Call) -> Line:
+    """Rows sorted by expert, one matrix per expert: rows and experts are found by position, the two widths are free."""
+    return line("n! i, e! i o, e! -> n! o", why="rows sorted by expert", macs="n i o", roles={"o": "neuron"})
+
+
+# not aten._grouped_mm, which wants rows of a multiple of 16 bytes: a narrower one would fail when it runs
+named("transformers.grouped_mm_fallback.default", grouped_mm)
 
 
 def _both_computed(call: Call) -> bool:
