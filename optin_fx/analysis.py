@@ -248,17 +248,17 @@ class Analysis:
                 if not term.sign:
                     sizes.setdefault(term.name, size)
         compounds: list[tuple[Term, Axis]] = []
-        for dims, operand in zip(operands, call.operands, strict=True):
-            if dims is None:
+        for terms, operand in zip(operands, call.operands, strict=True):
+            if terms is None:
                 continue
             axes = self.axes[operand.node.name]
-            if len(dims) != len(axes):
+            if len(terms) != len(axes):
                 raise RuleError(
-                    f"the rule of {call.op} gives operand '{operand.name}' {len(dims)} dims, it has {len(axes)}",
+                    f"the rule of {call.op} gives operand '{operand.name}' {len(terms)} dims, it has {len(axes)}",
                     at=f"%{node.name}",
                     fix=f"correct the line: {line}",
                 )
-            for term, axis in zip(dims, axes, strict=True):
+            for term, axis in zip(terms, axes, strict=True):
                 if term.sign == "":
                     known = factors.get(term.name)
                     if known is None or (known.size == 1 and axis.size != 1):

@@ -101,7 +101,9 @@ def search(program: Program, scores: Scores, budget: str = "flops <= 50%", metho
         BudgetError: it cannot be read or met; the message says the least that can be reached.
         ScoreError: the scores are not finite or belong to another model.
     """
-    step = find_pass(method, "search", **options) if isinstance(method, Pass) else find_pass(method, "search", budget=str(budget), **options)
+    step = (
+        find_pass(method, "search", **options) if isinstance(method, Pass) else find_pass(method, "search", budget=str(budget), **options)
+    )
     plan = Pipeline((step,)).run(State(program, scores=scores)).plan
     assert plan is not None
     return plan
@@ -142,11 +144,17 @@ def prune(
     searching = search if isinstance(search, Pass) else find_pass(search, "search", budget=str(budget), **search_options)
     program = trace(model, args, kwargs, dynamic_shapes)
     needs = getattr(scoring, "needs_data", True) or compensate
-    batches = batches_of(program, data, needed_for="pruning with compensation" if compensate else scoring.name()) if needs or data is not None else None
+    batches = (
+        batches_of(program, data, needed_for="pruning with compensation" if compensate else scoring.name())
+        if needs or data is not None
+        else None
+    )
     rewriting = find_pass("rewrite-reconstruct" if compensate else "rewrite-slice")
     callbacks = (on_progress,) if on_progress else ()
     state = Pipeline((scoring, searching, rewriting), callbacks).run(State(program, batches))
-    assert state.plan is not None and state.scores is not None and state.small is not None
+    assert state.plan is not None
+    assert state.scores is not None
+    assert state.small is not None
     agreement = verify(program, state.plan, strict=True)
     small = replace_provenance(state.small, state.plan)
     return Pruned(small, program, state.plan, state.scores, Summary(cost(program), cost(small), agreement, state.log))

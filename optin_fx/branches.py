@@ -90,7 +90,10 @@ def removable(analysis: Analysis, candidates: Iterable[Axis]) -> set[Axis]:
 
 def _left(axis: Axis, gone: Axis) -> int:
     """What is left of an axis without one of its leaves."""
-    return fold(axis, lambda leaf: 0 if leaf is gone else leaf.size, prod, sum)
+    def extent(leaf: Axis) -> int:
+        return 0 if leaf is gone else leaf.size
+
+    return fold(axis, extent, lambda values: prod(values), lambda values: sum(values))
 
 
 def remove_branches(module: fx.GraphModule, analysis: Analysis, empty: set[Axis]) -> None:
@@ -132,7 +135,12 @@ def _sweep(graph: fx.Graph, last: fx.Node) -> None:
         if node in erased or node.users or node.op not in ("call_function", "get_attr"):
             continue
         inputs = node.all_input_nodes
-        if node.op == "call_function" and isinstance(node.target, OpOverload) and node.target._schema.is_mutable and len(inputs[0].users) > 1:
+        if (
+            node.op == "call_function"
+            and isinstance(node.target, OpOverload)
+            and node.target._schema.is_mutable
+            and len(inputs[0].users) > 1
+        ):
             continue
         graph.erase_node(node)
         erased.add(node)
@@ -147,8 +155,11 @@ def _constant(module: fx.GraphModule, nodes: dict[str, fx.Node], node: fx.Node, 
     for step in branch.steps:
         user = nodes[step]
         if user.target is aten.batch_norm.default:
-            weight, shift, mean, variance = (attribute(module, str(a.target)).detach() if isinstance(a, fx.Node) else None for a in user.args[1:5])
-            assert mean is not None and variance is not None
+            weight, shift, mean, variance = (
+                attribute(module, str(a.target)).detach() if isinstance(a, fx.Node) else None for a in user.args[1:5]
+            )
+            assert mean is not None
+            assert variance is not None
             value = ((torch.zeros_like(mean) if value is None else value) - mean) * torch.rsqrt(variance + float(user.args[7]))  # type: ignore[arg-type]
             value = value if weight is None else value * weight
             value = value if shift is None else value + shift

@@ -56,7 +56,12 @@ class Budget:
         """
         cost, dense = model.cost(plan), model.cost()
         if not self.holds(cost, dense):
-            raise BudgetError(f"the plan does not meet the budget {self}", at=f"{cost}", so="it was refused", fix="this is a fault of the search; please report it")
+            raise BudgetError(
+                f"the plan does not meet the budget {self}",
+                at=f"{cost}",
+                so="it was refused",
+                fix="this is a fault of the search; please report it",
+            )
 
 
 def parse_budget(text: str | Budget) -> Budget:

@@ -25,6 +25,8 @@ class Polynomial:
 
     def __init__(self, monomials: Mapping[tuple[str, ...], float] | None = None) -> None:
         self.monomials: Monomials = dict(monomials or {})
+        self._index: dict[str, list[tuple[tuple[str, ...], float]]] = {}
+        self._index_size = 0
 
     def __add__(self, other: Polynomial) -> Polynomial:
         result = Polynomial(self.monomials)
@@ -68,8 +70,8 @@ class Polynomial:
         return total
 
     def _by_name(self) -> dict[str, list[tuple[tuple[str, ...], float]]]:
-        if not hasattr(self, "_index") or self._index_size != len(self.monomials):
-            self._index: dict[str, list[tuple[tuple[str, ...], float]]] = {}
+        if self._index_size != len(self.monomials):
+            self._index = {}
             for names, value in self.monomials.items():
                 for name in dict.fromkeys(names):
                     self._index.setdefault(name, []).append((names, value))
@@ -96,7 +98,9 @@ class Cost:
         return 2 * self.macs
 
     def __str__(self) -> str:
-        return f"{self.flops / 1e9:.3f} GFLOPs ({self.macs / 1e9:.3f} GMACs), {self.params / 1e6:.3f} M parameters, {self.bytes / 1e6:.2f} MB"
+        return (
+            f"{self.flops / 1e9:.3f} GFLOPs ({self.macs / 1e9:.3f} GMACs), {self.params / 1e6:.3f} M parameters, {self.bytes / 1e6:.2f} MB"
+        )
 
 
 @dataclass(frozen=True)

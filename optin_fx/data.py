@@ -39,14 +39,20 @@ def batches_of(program: Program, data: Iterable[Any] | torch.Tensor | None, *, n
         DataError: there is none, or one does not fit the model's inputs.
     """
     if data is None:
-        raise DataError(f"{needed_for} needs calibration data", fix="pass data=batches, an iterable of example inputs (tensor, tuple or dict)")
+        raise DataError(
+            f"{needed_for} needs calibration data", fix="pass data=batches, an iterable of example inputs (tensor, tuple or dict)"
+        )
     if isinstance(data, torch.Tensor):
         data = [data]
     if isinstance(data, (Mapping, Batch)):
         raise DataError("data is one batch, not an iterable of batches", fix="pass data=[batch]")
     found = [_batch(program, item, i) for i, item in enumerate(data)]
     if not found:
-        raise DataError("the calibration data is empty", so=f"{needed_for} has nothing to look at", fix="pass at least one batch; an iterator can be read only once")
+        raise DataError(
+            "the calibration data is empty",
+            so=f"{needed_for} has nothing to look at",
+            fix="pass at least one batch; an iterator can be read only once",
+        )
     return found
 
 
@@ -97,7 +103,9 @@ def _check(program: Program, batch: Batch, number: int) -> None:
     for i, (a, b) in enumerate(zip(given, wanted, strict=True)):
         name = program.input_names[i] if i < len(program.input_names) else f"input {i}"
         if isinstance(a, torch.Tensor) != isinstance(b, torch.Tensor):
-            raise DataError(f"{name} is a {type(a).__name__}, the model takes a {type(b).__name__}", at=at, fix="give inputs of the traced types")
+            raise DataError(
+                f"{name} is a {type(a).__name__}, the model takes a {type(b).__name__}", at=at, fix="give inputs of the traced types"
+            )
         if not isinstance(a, torch.Tensor):
             continue
         if a.dtype != b.dtype:

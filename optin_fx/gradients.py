@@ -75,7 +75,8 @@ def squared_gate_gradients(
                 if keep_samples:
                     kept.setdefault(f"{label}/samples", {}).setdefault(name, []).append(gradient.float())
     result = {
-        label: {g.name: own.get(g.name, torch.zeros(g.extent, dtype=torch.float64)) / counts[label] for g in free} for label, own in sums.items()
+        label: {g.name: own.get(g.name, torch.zeros(g.extent, dtype=torch.float64)) / counts[label] for g in free}
+        for label, own in sums.items()
     }
     for label, groups in kept.items():
         result[label] = {name: torch.cat(parts) for name, parts in groups.items()}
@@ -97,4 +98,8 @@ def first_non_finite(program: Program, batch: Batch) -> str:
     watch = Watch(program)
     with torch.no_grad():
         watch(batch)
-    return f"the first NaN is made by %{watch.found}; mend the data or the model there" if watch.found else "activations are finite: use float32 or float64"
+    return (
+        f"the first NaN is made by %{watch.found}; mend the data or the model there"
+        if watch.found
+        else "activations are finite: use float32 or float64"
+    )

@@ -112,8 +112,7 @@ class Groups:
         free, pinned = self.free, self.pinned
         lines = [f"{len(free)} groups may shrink ({sum(g.extent for g in free):,} units), {len(pinned)} must stay"]
         width = max((len(g.name) for g in free), default=0)
-        for g in free:
-            lines.append(f"  {g.name:<{width}}  {g.extent:>6}  {_members(g)}")
+        lines += [f"  {g.name:<{width}}  {g.extent:>6}  {_members(g)}" for g in free]
         if pinned:
             lines.append("must stay")
             for reason, count in Counter(_reason(g) for g in pinned).most_common():
@@ -235,9 +234,10 @@ def _common_module(parameters: list[str]) -> str:
 
 def source_of(analysis: Analysis, node_name: str) -> str:
     """The user's source line of a node, `file:line`, from what torch.export recorded."""
-    if not hasattr(analysis, "_by_name"):
-        analysis._by_name = {n.name: n for n in analysis.program.graph_module.graph.nodes}
-    node = analysis._by_name.get(node_name)
+    by_name = analysis.__dict__.get("_by_name")
+    if by_name is None:
+        by_name = analysis.__dict__["_by_name"] = {n.name: n for n in analysis.program.graph_module.graph.nodes}
+    node = by_name.get(node_name)
     lines = [t for t in str(node.meta.get("stack_trace") or "").splitlines() if t.strip().startswith("File ")] if node else []
     if not lines:
         return ""

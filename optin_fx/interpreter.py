@@ -73,8 +73,8 @@ class Runner(fx.Interpreter):
         if not consumers or not (self.by_leaf or self.observe):
             result = super().run_node(n)
         else:
-            args, kwargs = self.fetch_args_kwargs_from_env(n)
-            args, kwargs = list(args), dict(kwargs)
+            fetched, named = self.fetch_args_kwargs_from_env(n)
+            args, kwargs = list(fetched), dict(named)
             for consumer in consumers:
                 operand = self.analysis.applied[n.name].call.operands[consumer.operand]
                 value = read(n, args, kwargs, operand.name, operand.index)

@@ -60,7 +60,9 @@ class Pass:
         name = cls.name()
         known = _PASSES.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise PipelineError(f"two passes are called {name!r}", at=f"{known.__module__} and {cls.__module__}", fix="rename one of the classes")
+            raise PipelineError(
+                f"two passes are called {name!r}", at=f"{known.__module__} and {cls.__module__}", fix="rename one of the classes"
+            )
         _PASSES[name] = cls
 
     @classmethod
@@ -148,10 +150,11 @@ class Pipeline:
         for step in self.passes:
             missing = [name for name in step.reads if name not in there]
             if missing:
+                writers = [name for name, cls in registered_passes().items() if missing[0] in cls.writes]
                 raise PipelineError(
                     f"{step.name()} reads {', '.join(missing)}, which nothing before it writes",
                     at=str(self),
-                    fix=f"put a pass before it that writes {missing[0]}: {', '.join(n for n, c in registered_passes().items() if missing[0] in c.writes) or 'none is known'}",
+                    fix=f"put a pass before it that writes {missing[0]}: {', '.join(writers) or 'none is known'}",
                 )
             there |= set(step.writes)
 

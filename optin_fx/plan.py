@@ -106,7 +106,9 @@ def check(plan: Plan, groups: Groups) -> None:
         if not units and found.removable:
             continue
         if not units:
-            raise PlanError(f"the plan keeps no unit of {name!r}", so="its consumers would have nothing to read", fix="keep at least one unit")
+            raise PlanError(
+                f"the plan keeps no unit of {name!r}", so="its consumers would have nothing to read", fix="keep at least one unit"
+            )
         if min(units) < 0 or max(units) >= found.extent or len(set(units)) != len(units) or list(units) != sorted(units):
             raise PlanError(
                 f"the plan's units of {name!r} are not ascending indices below {found.extent}",
@@ -154,7 +156,7 @@ class Cut:
         root = axis.root()
         found = self._sizes.get(root)
         if found is None:
-            found = self._sizes[root] = fold(root, self._leaf_size, _product, sum)
+            found = self._sizes[root] = fold(root, self._leaf_size, _product, lambda values: sum(values))
         return found
 
     def _leaf_size(self, leaf: Axis) -> int:

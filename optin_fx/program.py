@@ -165,7 +165,7 @@ def trace(
     # A fresh copy, never run: some models cache constants at their first forward, and export would bake those in.
     fresh = copy.deepcopy(model).eval()
     for parameter in fresh.parameters():
-        parameter.requires_grad_(requires_grad=parameter.is_floating_point())
+        parameter.requires_grad_(parameter.is_floating_point())
     example_args, example_kwargs = tuple(args), kwargs
     refusals: list[Exception] = []
     attempts = [dynamic_shapes]
@@ -173,7 +173,7 @@ def trace(
         if _rows(args, kwargs) == {1}:
             args, kwargs = pytree.tree_map_only(torch.Tensor, at_least_two_rows, (tuple(args), kwargs))
         dims = (torch.export.Dim("batch"), torch.export.Dim.AUTO)
-        attempts = [_batch_dynamic(fresh, tuple(args), kwargs, dim) for dim in dims] + [None]
+        attempts = [_batch_dynamic(fresh, tuple(args), dict(kwargs), dim) for dim in dims] + [None]
     elif not dynamic_shapes:
         attempts = [None]
     for shapes in attempts:
@@ -181,7 +181,7 @@ def trace(
             args, kwargs = example_args, example_kwargs
         try:
             exported = torch.export.export(fresh, tuple(args), kwargs, dynamic_shapes=shapes, strict=False)
-        except Exception as error:  # torch.export raises many types; all of them mean "refused", and the reason is passed on
+        except Exception as error:  # noqa: BLE001  torch.export raises many types; all mean "refused", and the reason is passed on
             refusals.append(error)
             continue
         return Program(exported, example_args, example_kwargs)
@@ -248,9 +248,10 @@ def _batch_dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     def mark(leaf: Any) -> Any:
         return {0: dim} if isinstance(leaf, torch.Tensor) and leaf.dim() else None
 
-    if not kwargs:
+    signature = inspect.signature(model.forward)
+    if not kwargs and not any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
         return pytree.tree_map(mark, args)
-    named = inspect.signature(model.forward).bind_partial(*args).arguments if args else {}
+    named = signature.bind_partial(*args).arguments if args else {}  # *args is one entry, a tuple
     return pytree.tree_map(mark, {**named, **kwargs})
 
 

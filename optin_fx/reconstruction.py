@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import fx, nn
+from torch import fx
 
 from optin_fx.analysis import analyse
-from optin_fx.attributes import assign, attribute, storage_key
+from optin_fx.attributes import attribute
 from optin_fx.data import Batch
 from optin_fx.dims import positions
 from optin_fx.interpreter import flat_inputs
@@ -25,13 +24,10 @@ from optin_fx.masks import token_mask
 from optin_fx.moments import Moments, Refit, offset_only, ridge
 from optin_fx.plan import Plan, resolve
 from optin_fx.program import Program
+from optin_fx.refittable import Layer, layer_of
 from optin_fx.rewriting import sliced
 
 aten = torch.ops.aten
-
-LINEAR = (aten.linear.default,)
-ADDMM = (aten.addmm.default,)
-CONV = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,8 @@ class Refitted:
     def __str__(self) -> str:
         if self.note:
             return f"{self.weight}: left alone, {self.note}"
-        return f"{self.weight}: {self.level}, held-out error {self.before:.4f} -> {self.after:.4f} of the output's variance (ridge {self.ratio:g})"
+        errors = f"held-out error {self.before:.4f} -> {self.after:.4f} of the output's variance"
+        return f"{self.weight}: {self.level}, {errors} (ridge {self.ratio:g})"
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,9 @@ class Options:
     rows: int = 4096
 
 
-def reconstruct(program: Program, plan: Plan, batches: Sequence[Batch], options: Options = Options()) -> tuple[fx.GraphModule, list[Refitted]]:
+def reconstruct(
+    program: Program, plan: Plan, batches: Sequence[Batch], options: Options = Options()
+) -> tuple[fx.GraphModule, list[Refitted]]:
     """The sliced program with refitted consumers, and what was done to each."""
     with torch.no_grad():
         return _Lockstep(program, plan, batches, options).run()
@@ -132,7 +131,7 @@ class _Lockstep:
     # -- one consumer --------------------------------------------------------------------------------------------
 
     def _refit(self, node: fx.Node, dense: _Stream, small: _Stream) -> None:
-        layer = _layer_of(node, self.small)
+        layer = layer_of(node, self.small)
         if isinstance(layer, str):
             self.report.append(Refitted(node.name, node.name, "none", note=layer))
             return
@@ -189,12 +188,12 @@ class _Lockstep:
                 best = (level, ratio, error)
         return best[0], best[1], before, best[2]
 
-    def _kept_outputs(self, name: str, layer: _Layer) -> torch.Tensor | None:
+    def _kept_outputs(self, name: str, layer: Layer) -> torch.Tensor | None:
         axes = self.analysis.axes[name]
         return positions(axes[layer.output_dim(len(axes))], self.cut.units)
 
     def _rows(
-        self, node: fx.Node, layer: _Layer, outputs: torch.Tensor | None, dense: _Stream, small: _Stream
+        self, node: fx.Node, layer: Layer, outputs: torch.Tensor | None, dense: _Stream, small: _Stream
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         add = self._sum_after(node.name) if self.options.target == "residual" and self.options.sequential else None
         other = None
@@ -268,164 +267,3 @@ class _Stream:
             self.left[value.name] = self.left.get(value.name, 1) - 1
             if self.left[value.name] <= 0:
                 self.values.pop(value.name, None)
-
-
-# -- layers --------------------------------------------------------------------------------------------------------------
-
-
-class _Layer:
-    """A contraction with a weight of its own: its weight as a matrix, its input as rows."""
-
-    def __init__(self, node: fx.Node, module: fx.GraphModule, places: dict[str, int]) -> None:
-        self.node, self.module = node, module
-        self.input: fx.Node = node.args[places["input"]]  # type: ignore[assignment]
-        weight = node.args[places["weight"]]
-        assert isinstance(weight, fx.Node)
-        self.weight_name = str(weight.target)
-        self.places = places
-        at = places["bias"]
-        bias = node.args[at] if at < len(node.args) else None
-        self.bias_name = str(bias.target) if isinstance(bias, fx.Node) else None
-        self.weight: torch.Tensor = attribute(module, self.weight_name)
-        self.groups = 1
-
-    def output_dim(self, rank: int) -> int:
-        return rank - 1
-
-    def input_dim(self, rank: int) -> int:
-        return rank - 1
-
-    def matrix(self) -> tuple[torch.Tensor, torch.Tensor]:
-        weight = self._as_matrix(self.weight.detach())
-        bias = attribute(self.module, self.bias_name).detach() if self.bias_name else torch.zeros(weight.shape[0])
-        return weight.double().cpu(), bias.double().cpu()
-
-    def put(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        """Write the new weight and bias; a layer without bias is given one."""
-        fresh = self._from_matrix(weight).to(self.weight)
-        assign(self.module, self.weight_name, nn.Parameter(fresh, requires_grad=self.weight.requires_grad))
-        if self.bias_name is not None:
-            old = attribute(self.module, self.bias_name)
-            assign(self.module, self.bias_name, nn.Parameter(bias.to(old), requires_grad=old.requires_grad))
-        elif bool((bias != 0).any()):
-            self._add_bias(nn.Parameter(bias.to(self.weight), requires_grad=self.weight.requires_grad))
-
-    def _add_bias(self, bias: nn.Parameter) -> None:
-        stem = self.weight_name.rpartition(".")[0]
-        name = f"{stem}.bias" if stem else "bias"
-        while _has(self.module, name):
-            name += "_refit"
-        assign(self.module, name, bias)
-        with self.node.graph.inserting_before(self.node):
-            node = self.node.graph.get_attr(name)
-        at = self.places["bias"]
-        self.node.args = (*self.node.args[:at], node, *self.node.args[at + 1 :])
-
-    def rows(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-
-    def _as_matrix(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight
-
-    def _from_matrix(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight
-
-
-class _Addmm(_Layer):
-    """`bias + x W`, W stored as [inputs, outputs]."""
-
-    def _as_matrix(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight.T
-
-    def _from_matrix(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight.T.contiguous()
-
-
-class _Conv(_Layer):
-    """A convolution of up to two spatial dims as a linear map of its patches."""
-
-    def __init__(self, node: fx.Node, module: fx.GraphModule, places: dict[str, int]) -> None:
-        super().__init__(node, module, places)
-        schema = node.target._schema.arguments  # type: ignore[union-attr]
-        given = {a.name: node.args[i] if i < len(node.args) else node.kwargs.get(a.name, a.default_value) for i, a in enumerate(schema)}
-        self.stride, self.padding, self.dilation = given["stride"], given["padding"], given["dilation"]
-        self.groups = int(given["groups"])  # type: ignore[call-overload]
-
-    def output_dim(self, rank: int) -> int:
-        return 1
-
-    def input_dim(self, rank: int) -> int:
-        return 1
-
-    def rows(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        kernel = self.weight.shape[2:]
-        if len(kernel) == 1:  # one spatial dim is two with a height of one
-            x, y, kernel = x.unsqueeze(2), y.unsqueeze(2), (1, *kernel)
-        two = lambda v, fill: [fill, v[0]] if len(v) == 1 and self.weight.dim() == 3 else [v[0], v[-1]]  # noqa: E731
-        stride, dilation = two(list(self.stride), 1), two(list(self.dilation), 1)
-        if isinstance(self.padding, str):
-            total = [(k - 1) * d if self.padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
-            x = F.pad(x, [total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2])
-            padding = [0, 0]
-        else:
-            padding = two(list(self.padding), 0)
-        if tuple(kernel) == (1, 1) and padding == [0, 0]:
-            x = x[:, :, :: stride[0], :: stride[1]]
-            patches = x.flatten(2)
-        else:
-            patches = F.unfold(x, tuple(kernel), dilation, padding, stride)
-        return patches.transpose(1, 2).reshape(-1, patches.shape[1]), y.flatten(2).transpose(1, 2).reshape(-1, y.shape[1])
-
-    def _as_matrix(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight.flatten(1)
-
-    def _from_matrix(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight.reshape(self.weight.shape)
-
-
-LARGEST = 6144
-"""Most inputs of a refit, channels times kernel positions: its Gram matrix would take 300 MB beyond."""
-
-
-def _layer_of(node: fx.Node, module: fx.GraphModule) -> _Layer | str:
-    """The node as a layer that can be refitted, or why it cannot."""
-    if node.target in LINEAR:
-        kind, places = _Layer, {"input": 0, "weight": 1, "bias": 2}
-    elif node.target in ADDMM:
-        kind, places = _Addmm, {"bias": 0, "input": 1, "weight": 2}
-    elif node.target in CONV:
-        kind, places = _Conv, {"input": 0, "weight": 1, "bias": 2}
-    else:
-        return f"there is no closed form for {node.target}"
-    weight, read = node.args[places["weight"]], node.args[places["input"]]
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
-        return "its weight is computed"
-    if not isinstance(read, fx.Node) or read.op == "get_attr":
-        return "its input is a parameter"
-    if len(weight.users) > 1 or _tied(weight, module):
-        return "its weight has other users"
-    bias = node.args[places["bias"]] if places["bias"] < len(node.args) else None
-    if isinstance(bias, fx.Node) and (bias.op != "get_attr" or len(bias.users) > 1 or attribute(module, str(bias.target)).dim() != 1):
-        return "its bias is shared or computed"
-    value = attribute(module, str(weight.target))
-    if kind is _Conv:
-        if value.dim() > 4:
-            return "its patches have three spatial dims"
-        if value.shape[1:].numel() > LARGEST:
-            return f"its patches have {value.shape[1:].numel()} entries, more than {LARGEST}"
-    return kind(node, module, places)
-
-
-def _tied(weight: fx.Node, module: fx.GraphModule) -> bool:
-    key = storage_key(attribute(module, str(weight.target)))
-    same = [n for n in module.graph.nodes if n.op == "get_attr" and n is not weight and isinstance(attribute(module, str(n.target)), torch.Tensor)]
-    return any(storage_key(attribute(module, str(n.target))) == key for n in same)
-
-
-def _has(module: nn.Module, name: str) -> bool:
-    try:
-        attribute(module, name)
-    except AttributeError:
-        return False
-    return True
-

@@ -27,7 +27,7 @@ def _two_rows_where_dynamic(source: Program) -> tuple[tuple[Any, ...], dict[str,
     leaves, spec = pytree.tree_flatten((source.args, source.kwargs))
     fakes = [node.meta.get("val") for node in _inputs(source.exported)]
     for i, (leaf, fake) in enumerate(zip(leaves, fakes, strict=True)):
-        if isinstance(leaf, torch.Tensor) and leaf.dim() and not isinstance(fake.shape[0], int):
+        if isinstance(leaf, torch.Tensor) and leaf.dim() and isinstance(fake, torch.Tensor) and not isinstance(fake.shape[0], int):
             leaves[i] = at_least_two_rows(leaf)
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     return args, kwargs
@@ -67,7 +67,8 @@ def _dim(expr: Any, dims: dict[Any, Any], exported: ExportedProgram) -> Any:
         return Dim.AUTO
     if expr not in dims:
         limits = exported.range_constraints.get(expr)
-        low, high = (limits.lower, limits.upper) if limits is not None else (0, None)
+        low: Any = limits.lower if limits is not None else 0
+        high: Any = limits.upper if limits is not None else None
         bounds: dict[str, int] = {}
         if _is_number(low) and int(low) > 2:
             bounds["min"] = int(low)

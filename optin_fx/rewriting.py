@@ -100,7 +100,8 @@ def mask_graph(program: Program, cut: Cut) -> fx.GraphModule:
         shape = [-1] + [1] * (len(operand.shape) - consumer.dim - 1)
         module.register_buffer(name, vector.to(value.dtype).reshape(shape), persistent=True)
         with module.graph.inserting_before(node):
-            times = module.graph.call_function(torch.ops.aten.mul.Tensor, (_argument(node, operand.name, operand.index), module.graph.get_attr(name)))
+            read = _argument(node, operand.name, operand.index)
+            times = module.graph.call_function(torch.ops.aten.mul.Tensor, (read, module.graph.get_attr(name)))
             times.meta["val"] = value
         _set_argument(node, operand.name, operand.index, times)
     module.graph.lint()
@@ -121,7 +122,8 @@ def _slice(tensor: torch.Tensor, kept: list[torch.Tensor | None]) -> torch.Tenso
             result = result.index_select(dim, index.to(tensor.device))
     if result.data_ptr() == tensor.data_ptr() and result.shape == tensor.shape:
         return tensor
-    return nn.Parameter(result.contiguous(), requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result.contiguous()
+    result = result.contiguous()
+    return nn.Parameter(result, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
 
 
 def _resize(nodes: dict[str, fx.Node], node: fx.Node, applied: Applied, cut: Cut, axes: Any) -> None:
@@ -130,7 +132,7 @@ def _resize(nodes: dict[str, fx.Node], node: fx.Node, applied: Applied, cut: Cut
         return
     call, analysis = applied.call, cut.analysis
     operands = tuple(tuple(cut.size(axis) for axis in analysis.axes[o.node.name]) for o in call.operands)
-    several = bool(axes) and isinstance(axes[0], list) or (not axes and len(call.results) != 1)
+    several = isinstance(axes[0], list) if axes else len(call.results) != 1
     results = tuple(tuple(cut.size(axis) for axis in dims) for dims in (axes if several else [axes]))
     if operands == tuple(o.shape for o in call.operands) and list(results) == call.results:
         return
@@ -154,7 +156,9 @@ def _written(nodes: dict[str, fx.Node], node: fx.Node, value: Any) -> Any:
     if len(scaled) == 1 and -1 not in value and any(word in str(node.target) for word in ("view", "reshape")):
         value = [-1 if isinstance(v, Scaled) else v for v in value]
     with node.graph.inserting_before(node):
-        return [_times(node.graph, nodes[v.value.name], v) if isinstance(v, Scaled) else fx.map_arg(v, lambda n: nodes[n.name]) for v in value]
+        return [
+            _times(node.graph, nodes[v.value.name], v) if isinstance(v, Scaled) else fx.map_arg(v, lambda n: nodes[n.name]) for v in value
+        ]
 
 
 def _times(graph: fx.Graph, size: fx.Node, by: Scaled) -> fx.Node:

@@ -280,10 +280,13 @@ def rule(*ops: OpOverload, mapping: str | Line | None = None, resize: Resize | N
     def register(function: Any) -> Any:
         for op in ops:
             if isinstance(op, OpOverloadPacket) or not isinstance(op, OpOverload):
-                overloads = ", ".join(f"{op}.{name}" for name in op.overloads()) if isinstance(op, OpOverloadPacket) else "torch.ops.lib.op.overload"
+                known = [f"{op}.{name}" for name in op.overloads()] if isinstance(op, OpOverloadPacket) else []
+                overloads = ", ".join(known or ["torch.ops.lib.op.overload"])
                 raise RuleError(f"{op} is not an overload", so="a rule would be ambiguous", fix=f"register one of: {overloads}")
             if op in _RULES:
-                raise RuleError(f"{op} has a rule already: {_RULES[op].mapping}", fix="optin_fx.forget_rule(op) first, if you mean to replace it")
+                raise RuleError(
+                    f"{op} has a rule already: {_RULES[op].mapping}", fix="optin_fx.rulebook.forget(op) first, if you mean to replace it"
+                )
             _RULES[op] = Rule(op, function, resize)
         return function
 

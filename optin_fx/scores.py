@@ -110,7 +110,9 @@ def check(scores: Scores, groups: Groups) -> None:
             raise ScoreError(f"no scores for the group {found.name!r}", fix="score all prunable groups, or pin this one")
         value = scores.values[found.name]
         if tuple(value.shape) != (found.extent,):
-            raise ScoreError(f"scores of {found.name!r} have shape {tuple(value.shape)}, its extent is {found.extent}", fix="give one score per unit")
+            raise ScoreError(
+                f"scores of {found.name!r} have shape {tuple(value.shape)}, its extent is {found.extent}", fix="give one score per unit"
+            )
         if not torch.isfinite(value).all():
             bad = int((~torch.isfinite(value)).sum())
             raise ScoreError(

@@ -44,7 +44,8 @@ class Agreement:
 
     def __str__(self) -> str:
         word = "equal" if self.equal else "NOT EQUAL"
-        return f"{word}: max abs {self.max_abs:.2e}, max rel {self.max_rel:.2e} (tolerance {self.tolerance:.0e}), moved from dense by {self.moved:.2e}"
+        differs = f"max abs {self.max_abs:.2e}, max rel {self.max_rel:.2e} (tolerance {self.tolerance:.0e})"
+        return f"{word}: {differs}, moved from dense by {self.moved:.2e}"
 
 
 def verify(program: Program, plan: Plan, *, strict: bool = False) -> Agreement:
@@ -81,7 +82,9 @@ def agreement(ours: Any, theirs: Any) -> Agreement:
     tolerance = TOLERANCE[torch.float64] if left else 0.0
     for a, b in zip(left, right, strict=True):
         if a.shape != b.shape:
-            raise VerifyError(f"outputs of shapes {tuple(a.shape)} and {tuple(b.shape)}", so="they cannot be compared", fix="compare like with like")
+            raise VerifyError(
+                f"outputs of shapes {tuple(a.shape)} and {tuple(b.shape)}", so="they cannot be compared", fix="compare like with like"
+            )
         tolerance = max(tolerance, TOLERANCE.get(a.dtype, 0.0), TOLERANCE.get(b.dtype, 0.0))
         a, b = a.double(), b.double()
         same = torch.isfinite(a) & torch.isfinite(b)

@@ -45,7 +45,11 @@ class ScoreFisher(ScorePass):
         labelled = all(batch.labels is not None for batch in batches)
         if (self.labels == "given" or self.loss is not None) and not labelled:
             missing = next(i for i, batch in enumerate(batches) if batch.labels is None)
-            raise DataError("score-fisher was asked to use labels, and a batch has none", at=f"batch {missing}", fix="add a 'labels' entry to every batch, or use labels=sampled")
+            raise DataError(
+                "score-fisher was asked to use labels, and a batch has none",
+                at=f"batch {missing}",
+                fix="add a 'labels' entry to every batch, or use labels=sampled",
+            )
         generator = torch.Generator().manual_seed(self.seed)
         terms = output_terms(program)
         use_labels = labelled and self.labels != "sampled"
@@ -57,7 +61,7 @@ class ScoreFisher(ScorePass):
                 yield "loss", sum_of_cross_entropies(outputs, terms, batch.labels)
             else:
                 for _ in range(self.draws):
-                    yield "loss", sum(term.log_likelihood(outputs[term.index], generator) for term in terms)
+                    yield "loss", torch.stack([term.log_likelihood(outputs[term.index], generator) for term in terms]).sum()
 
         found = squared_gate_gradients(program, batches, objective, keep_samples=self.keep_samples)
         result = {name: 0.5 * value for name, value in found["loss"].items()}

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from optin_fx.analysis import analyse
 from optin_fx.data import Batch, rows
+from optin_fx.dims import Axis
 from optin_fx.groups import Group, group, leaf_names
 from optin_fx.interpreter import Runner, flat_inputs
 from optin_fx.layers import Layer, later_layers, layers_of
@@ -91,7 +92,9 @@ class ScoreTrajectory(ScorePass):
                     gates[c * n : (c + 1) * n, unit] = 0.0
                 runner = Runner(program, gates={name: gates}, taps=taps)
                 results = runner.resume(stacked, environment)
-                loss = self._losses(layers, runner.tapped, grams, picks, mask, later.get(name, 1)) + self.lam * _divergence(terms, results, outputs, self.candidates)
+                loss = self._losses(layers, runner.tapped, grams, picks, mask, later.get(name, 1)) + self.lam * _divergence(
+                    terms, results, outputs, self.candidates
+                )
                 found[name][start : start + len(units)] = loss.reshape(self.candidates, n).sum(1)[: len(units)].double()
         return found
 
@@ -133,11 +136,12 @@ def stack(batch: Batch, times: int, n: int) -> Batch:
 
 def first_consumers(program: Program, free: Mapping[str, Group]) -> list[tuple[str, str]]:
     """(group, first node that reads it) in graph order: what comes before is the same for all of the group's units."""
-    names, found = leaf_names(analyse(program)), {}
+    names: Mapping[Axis, str] = leaf_names(analyse(program))
+    found: dict[str, str] = {}
     order = {node.name: i for i, node in enumerate(program.graph_module.graph.nodes)}
     for consumer in analyse(program).consumers():
         for leaf in consumer.leaves:
-            name = names.get(leaf)
+            name = names.get(leaf, "")
             if name in free and (name not in found or order[consumer.node] < order[found[name]]):
                 found[name] = consumer.node
     return sorted(found.items(), key=lambda item: order[item[1]])
@@ -160,7 +164,7 @@ class _Prefix:
         stop = self.place[name]
         while self.at < stop:
             node = self.nodes[self.at]
-            self.runner.env = self.values  # type: ignore[assignment]
+            self.runner.env = self.values
             self.values[node] = next(self.flat) if node.op == "placeholder" else self.runner.run_node(node)
             for value in node.all_input_nodes:
                 if self.last[value] <= self.at:

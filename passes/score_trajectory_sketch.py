@@ -61,15 +61,16 @@ class ScoreTrajectorySketch(ScorePass):
             mask = token_mask(program, batch)
             for _ in range(self.probes):
                 if used:
-                    yield "distance", sum(self._probe(layer, runner.tapped[layer.node], mask, generator) for layer in used)
-                yield "output", sum(term.log_likelihood(outputs[term.index], generator) for term in terms)
+                    yield "distance", torch.stack([self._probe(layer, runner.tapped[layer.node], mask, generator) for layer in used]).sum()
+                yield "output", torch.stack([term.log_likelihood(outputs[term.index], generator) for term in terms]).sum()
 
         found = squared_gate_gradients(program, batches, objective, taps=tuple(layer.node for layer in used))
         later = later_layers(program, used) if self.depth == "mean" else {}
         result = {}
         for g in group(program).free:
-            distance = found["distance"][g.name] if "distance" in found else 0.0
-            output = 0.5 * found["output"][g.name] if "output" in found else 0.0
+            none = torch.zeros(g.extent, dtype=torch.float64)
+            distance = found["distance"][g.name] if "distance" in found else none
+            output = 0.5 * found["output"][g.name] if "output" in found else none
             result[g.name] = distance / max(later.get(g.name, 1), 1) + self.lam * output
         return result
 

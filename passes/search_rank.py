@@ -86,7 +86,14 @@ class SearchRank(SearchPass):
         return self.align if g.extent >= 4 * self.align else 1
 
     def _fill(
-        self, budget: Budget, model: CostModel, chosen: list[Group], ranked: dict[str, torch.Tensor], least: dict[str, int], *, by_cost: bool
+        self,
+        budget: Budget,
+        model: CostModel,
+        chosen: list[Group],
+        ranked: dict[str, torch.Tensor],
+        least: dict[str, int],
+        *,
+        by_cost: bool,
     ) -> dict[str, int]:
         """Counts per group: the lowest threshold on score per cost that the budget allows, then single steps.
 

@@ -363,7 +363,22 @@ def named(*makers: Maker) -> list[tuple[str, Maker]]:
 
 BOTH = named(activation, added, joined, parted, sliced, padded, turned, copied, written, without_gradient)
 SEQUENCE_STEPS = BOTH + named(
-    linear, linear, tied, einsum, scaled, normed, glu, gated, attention, attention, shuffled, per_head, mixed_tokens, summed, to_image, positions
+    linear,
+    linear,
+    tied,
+    einsum,
+    scaled,
+    normed,
+    glu,
+    gated,
+    attention,
+    attention,
+    shuffled,
+    per_head,
+    mixed_tokens,
+    summed,
+    to_image,
+    positions,
 )
 IMAGE_STEPS = BOTH + named(
     conv, conv, grouped, transposed, depthwise, batch_norm, group_norm, squeeze_excite, pool, pixels, channel_shuffle, to_sequence

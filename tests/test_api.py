@@ -39,14 +39,23 @@ def test_prune(model: Small, score: str, compensate: bool) -> None:
     before = copy.deepcopy(model.state_dict())
     stages = []
     result = ofx.prune(
-        model, (DATA[0],), data=DATA, score=score, budget="flops <= 50%", compensate=compensate, on_progress=lambda step, _, __: stages.append(step.name())
+        model,
+        (DATA[0],),
+        data=DATA,
+        score=score,
+        budget="flops <= 50%",
+        compensate=compensate,
+        on_progress=lambda step, _, __: stages.append(step.name()),
     )
-    assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not any(hasattr(p, "grad") and p.grad is not None for p in model.parameters())
     dense = ofx.cost(result.dense)
-    assert result.report.after.flops <= 0.5 * dense.flops and result.report.after.params < dense.params
+    assert result.report.after.flops <= 0.5 * dense.flops
+    assert result.report.after.params < dense.params
     assert result.report.agreement.equal
-    assert len(stages) == 3 and stages[0] == f"score-{score}"
+    assert len(stages) == 3
+    assert stages[0] == f"score-{score}"
     assert result.module()(torch.randn(5, 3, 6, 6)).shape == (5, 4)  # another batch size
     assert "sliced against masked: equal" in str(result.report)
 
@@ -57,7 +66,8 @@ def test_compensation_helps_on_held_out_data(model: Small) -> None:
     with torch.no_grad():
         dense = model(fresh)
         errors = [
-            float((ofx.prune(model, (DATA[0],), data=DATA, budget="flops <= 60%", compensate=c).program(fresh) - dense).square().mean()) for c in (True, False)
+            float((ofx.prune(model, (DATA[0],), data=DATA, budget="flops <= 60%", compensate=c).program(fresh) - dense).square().mean())
+            for c in (True, False)
         ]
     assert errors[0] < errors[1]
 

@@ -56,7 +56,8 @@ def test_a_feed_forward_branch_leaves_its_constant() -> None:
     plan = ofx.make_plan(program, {"fc1:neuron": []})
     assert ofx.verify(program, plan, strict=True).moved > 1e-3
     small = ofx.rewrite(program, plan)
-    assert not any("gelu" in op for op in ops(small)) and sum("linear" in op for op in ops(small)) == 4
+    assert not any("gelu" in op for op in ops(small))
+    assert sum("linear" in op for op in ops(small)) == 4
     assert not any("fc1" in name or "fc2" in name for name in small.tensors)
 
 
@@ -64,7 +65,8 @@ def test_an_attention_branch_without_bias_leaves_nothing() -> None:
     program = ofx.trace(PostNorm(), (torch.randn(2, 5, 12),))
     (heads,) = (g for g in ofx.group(program).free if g.kind == "head")
     small = ofx.rewrite(program, ofx.make_plan(program, {heads.name: []}))
-    assert not any("attention" in op or "softmax" in op for op in ops(small)) and sum("linear" in op for op in ops(small)) == 2
+    assert not any("attention" in op or "softmax" in op for op in ops(small))
+    assert sum("linear" in op for op in ops(small)) == 2
     assert ofx.verify(program, ofx.make_plan(program, {heads.name: [], "fc1:neuron": []}), strict=True)
 
 

@@ -41,15 +41,18 @@ def test_what_counts_as_a_batch(named: ofx.Program, single: ofx.Program) -> None
     x = torch.rand(3, 4)
     for data in (x, [x], [(x,)], [[x]], [{"input": x}], [Batch((x,))], iter([x])):
         (batch,) = batches_of(single, data, needed_for="test")
-        assert torch.equal(batch.args[0], x) and rows(batch) == 3
+        assert torch.equal(batch.args[0], x)
+        assert rows(batch) == 3
     (batch,) = batches_of(named, [{"ids": IDS, "weight": WEIGHT, "labels": torch.tensor([1, 2])}], needed_for="test")
-    assert set(batch.kwargs) == {"ids", "weight"} and batch.labels.tolist() == [1, 2]
+    assert set(batch.kwargs) == {"ids", "weight"}
+    assert batch.labels.tolist() == [1, 2]
 
 
 def test_rows_are_taken_together(named: ofx.Program) -> None:
     (batch,) = batches_of(named, [{"ids": IDS, "weight": WEIGHT, "labels": torch.tensor([1, 2])}], needed_for="test")
     one = take(batch, 1, 2)
-    assert torch.equal(one.kwargs["ids"], IDS[1:]) and one.labels.tolist() == [2]
+    assert torch.equal(one.kwargs["ids"], IDS[1:])
+    assert one.labels.tolist() == [2]
 
 
 def refusal(program: ofx.Program, data: Any) -> str:
@@ -83,8 +86,7 @@ def test_other_inputs(named: ofx.Program, single: ofx.Program) -> None:
 
 def test_shapes_and_dtypes(named: ofx.Program, single: ofx.Program) -> None:
     assert refusal(single, [torch.rand(2, 4), torch.rand(2, 5)]) == (
-        "input has shape 2x5, the model takes anyx4\n  at  batch 1\n"
-        "  fix reshape the batch, or trace with dynamic_shapes that allow it"
+        "input has shape 2x5, the model takes anyx4\n  at  batch 1\n  fix reshape the batch, or trace with dynamic_shapes that allow it"
     )
     assert refusal(single, [torch.rand(2, 4).double()]) == (
         "input has dtype torch.float64, the model takes torch.float32\n  at  batch 0\n  fix cast it: input.to(torch.float32)"

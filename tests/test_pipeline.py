@@ -26,8 +26,11 @@ def program() -> ofx.Program:
 def test_every_pass_is_a_documented_frozen_dataclass(name: str) -> None:
     cls = registered_passes()[name]
     step = cls()
-    assert cls.name() == name and str(step) == name and cls.writes
-    assert cls.__doc__ and (not fields(cls) or "Attributes:" in cls.__doc__)
+    assert cls.name() == name
+    assert str(step) == name
+    assert cls.writes
+    assert cls.__doc__
+    assert not fields(cls) or "Attributes:" in cls.__doc__
     assert all(f"{option.name}" in cls.__doc__ for option in fields(cls))
     with pytest.raises((FrozenInstanceError, AttributeError)):
         step.anything = 1  # type: ignore[attr-defined]
@@ -78,7 +81,8 @@ def test_a_pipeline_runs_and_keeps_a_log(program: ofx.Program) -> None:
     )
     state = pipeline.run(State(program))
     assert seen == ["score-magnitude", "search-rank", "rewrite-slice"] == [name.split("{")[0] for name, _ in state.log]
-    assert state.small is not None and ofx.cost(state.small).flops <= 0.5 * ofx.cost(program).flops
+    assert state.small is not None
+    assert ofx.cost(state.small).flops <= 0.5 * ofx.cost(program).flops
 
 
 def test_a_users_criterion_is_a_dataclass_with_one_method(program: ofx.Program) -> None:

@@ -24,7 +24,8 @@ def test_ridge_is_the_normal_equations() -> None:
     solved = ridge(moments, prior, 0.0)
     design = torch.cat([x, torch.ones(400, 1, dtype=torch.float64)], 1)
     expected = torch.linalg.lstsq(design, y).solution
-    assert torch.allclose(solved.weight.T, expected[:-1], atol=1e-8) and torch.allclose(solved.bias, expected[-1], atol=1e-8)
+    assert torch.allclose(solved.weight.T, expected[:-1], atol=1e-8)
+    assert torch.allclose(solved.bias, expected[-1], atol=1e-8)
     error = (y - x @ solved.weight.T - solved.bias).square().sum(1).mean()
     assert moments.residual(solved.weight, solved.bias) == pytest.approx(float(error))
     assert torch.allclose(ridge(moments, w, 1e9).weight, w, atol=1e-6)  # a strong ridge keeps the old weights
@@ -65,7 +66,9 @@ def test_redundant_units_are_made_up_for(kind: str, sequential: bool) -> None:
     data = [torch.randn(32, *SHAPES[kind]) for _ in range(8)]
     program = ofx.trace(model, (data[0],))
     plan = ofx.make_plan(program, {ofx.group(program).free[0].name: range(6)})
-    module, report = reconstruct(program, plan, batches_of(program, data, needed_for="test"), Options(sequential=sequential, ratios=(1e-9, 1e-3)))
+    module, report = reconstruct(
+        program, plan, batches_of(program, data, needed_for="test"), Options(sequential=sequential, ratios=(1e-9, 1e-3))
+    )
     fresh = torch.randn(16, *SHAPES[kind])
     with torch.no_grad():
         assert agreement(module(fresh), program(fresh)).max_rel < 1e-3

@@ -24,9 +24,13 @@ def program() -> ofx.Program:
 def test_save_and_load(program: ofx.Program, tmp_path: Path) -> None:
     scores = ofx.score(program, "fisher", data=[torch.rand(7, 4)], keep_samples=True)
     back = ofx.Scores.load(scores.save(tmp_path / "scores.safetensors"))
-    assert back.method == scores.method and back.fingerprint == program.fingerprint and list(back) and set(back) == set(scores)
+    assert back.method == scores.method
+    assert back.fingerprint == program.fingerprint
+    assert list(back)
+    assert set(back) == set(scores)
     assert all(torch.equal(back[name], scores[name]) for name in scores)
-    assert all(torch.equal(back.extra[name], scores.extra[name]) for name in scores.extra) and len(scores.extra) == 2
+    assert all(torch.equal(back.extra[name], scores.extra[name]) for name in scores.extra)
+    assert len(scores.extra) == 2
     (tmp_path / "other").write_bytes(b"nothing")
     with pytest.raises(LoadError, match="not a file of scores"):
         ofx.Scores.load(tmp_path / "other")
@@ -55,7 +59,7 @@ def test_labels_are_used_when_given(program: ofx.Program) -> None:
     x, y = torch.rand(7, 4), torch.randint(0, 2, (7,))
     scores = ofx.score(program, "fisher", data=[ofx.Batch((x,), {}, y)], labels="given")
     model = nn.Sequential(*[nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)])
-    model.load_state_dict({k: v for k, v in program.tensors.items()})
+    model.load_state_dict(dict(program.tensors.items()))
     total_ = torch.zeros(6, dtype=torch.float64)
     for xi, yi in zip(x, y, strict=True):  # by hand, sample by sample
         gate = torch.ones(6, requires_grad=True)
@@ -75,4 +79,5 @@ def test_units_of_positions() -> None:
 
 def test_layers_and_consumers_are_named_not_held(program: ofx.Program) -> None:
     consumers = analyse(program).consumers()
-    assert [c.node for c in consumers] == ["linear", "linear_1", "linear_2"] and all(isinstance(c.node, str) for c in consumers)
+    assert [c.node for c in consumers] == ["linear", "linear_1", "linear_2"]
+    assert all(isinstance(c.node, str) for c in consumers)

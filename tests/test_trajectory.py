@@ -49,7 +49,10 @@ class Encoder(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.embed = nn.Linear(5, 12)
-        self.layers = nn.ModuleList(nn.ModuleDict({"qkv": nn.Linear(12, 36), "o": nn.Linear(12, 12), "fc1": nn.Linear(12, 10), "fc2": nn.Linear(10, 12)}) for _ in range(2))
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"qkv": nn.Linear(12, 36), "o": nn.Linear(12, 12), "fc1": nn.Linear(12, 10), "fc2": nn.Linear(10, 12)})
+            for _ in range(2)
+        )
         self.head = nn.Linear(12, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -68,7 +71,9 @@ class Convolutional(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.stem = nn.Conv2d(3, 6, 3, padding=1)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(6, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 6, 1)) for _ in range(2))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(6, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 6, 1)) for _ in range(2)
+        )
         self.head = nn.Linear(6, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

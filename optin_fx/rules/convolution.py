@@ -20,7 +20,8 @@ def _spatial(call: Call) -> tuple[str, str, str, str]:
     """Batch (if any), and the spatial names of input, kernel and output. Their extents are semantics, so pinned."""
     n = len(call.operands[1].shape) - 2
     batch = "b " if len(call.operands[0].shape) == n + 2 else ""
-    return batch, *(" ".join(f"{letter}{i}!" for i in range(n)) for letter in "xky")
+    x, k, y = (" ".join(f"{letter}{i}!" for i in range(n)) for letter in "xky")
+    return batch, x, k, y
 
 
 def _groups_follow(call: Call, new: Resized) -> Mapping[str, Any]:

@@ -136,7 +136,8 @@ def pad(call: Call) -> Line | None:
     """Constant padding puts a fixed extent beside the axis. Other modes, and cropping, look at positions."""
     widths = list(call["pad"])
     names = _names(call)
-    left, right, sizes = list(names), list(names), {}
+    left, right = list(names), list(names)
+    sizes: dict[str, int] = {}
     constant = call.arguments.get("mode", "constant") == "constant"
     for k in range(len(widths) // 2):
         before, after = widths[2 * k], widths[2 * k + 1]

@@ -65,7 +65,15 @@ def statistic(call: Call) -> Line:
     )
 
 
-@rule(aten.topk.default, aten.sort.default, aten.sort.stable, aten.argsort.default, aten.argsort.stable, aten.cummax.default, aten.cummin.default)
+@rule(
+    aten.topk.default,
+    aten.sort.default,
+    aten.sort.stable,
+    aten.argsort.default,
+    aten.argsort.stable,
+    aten.cummax.default,
+    aten.cummin.default,
+)
 def ordered(call: Call) -> Line:
     """Entries along a dim are compared; the result's dim is one of ranks."""
     dim = call.dim(call["dim"])

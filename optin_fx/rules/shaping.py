@@ -63,7 +63,9 @@ def reshaped(before: Sequence[int], after: Sequence[int]) -> Line | None:
 
     A run in which that does not work out (`2 3 -> 3 2`) is pinned, and the other dims pass.
     """
-    left, right, sizes = [], [], {}
+    left: list[str] = []
+    right: list[str] = []
+    sizes: dict[str, int] = {}
     for old, new in _runs(before, after):
         if prod(old) != prod(new):
             return None
@@ -229,7 +231,8 @@ def expand(call: Call) -> str:
     """Dims of one broadcast to a new extent; whatever that extent later meets decides what it is."""
     shape, out = call.operands[0].shape, call.results[0]
     lead = len(out) - len(shape)
-    left, right = [], [f"m{i}" for i in range(lead)]
+    left: list[str] = []
+    right = [f"m{i}" for i in range(lead)]
     for i, n in enumerate(shape):
         grows = n == 1 and out[lead + i] != 1
         left.append("1" if grows else f"n{i}")
