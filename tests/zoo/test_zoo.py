@@ -1,0 +1,59 @@
+"""The oracle over every architecture of the zoo, at small sizes: traced, groups found, sliced equals masked."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import warnings
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+import optin_fx as ofx
+from optin_fx.testing import zoo
+
+PLANS = 10
+
+# Nothing can be cut exactly, because a norm over the channels holds everything together.
+HELD_BY_NORMS = {"convnext_v2", "convnextv2_hf", "gmlp"}
+
+
+def test_the_zoo_is_large() -> None:
+    assert len(zoo.ENTRIES) >= 100
+    assert set(zoo.FAMILIES) == {"encoders", "decoders", "vision", "cnn", "hybrids", "plain"}
+
+
+@pytest.mark.parametrize("entry", zoo.ENTRIES, ids=lambda e: e.name)
+def test_entry(entry: zoo.Entry) -> None:
+    logging.disable(logging.WARNING)  # libraries report what they chose not to use
+    warnings.simplefilter("ignore")
+    args, kwargs = entry.example()
+    program = ofx.trace(entry.model(), args, kwargs, entry.shapes())
+    groups = ofx.group(program)
+    assert bool(groups.free) != (entry.name in HELD_BY_NORMS), str(groups)
+    for seed in range(PLANS if groups.free else 0):
+        plan = ofx.random_plan(program, keep=0.5, seed=seed)
+        agreement = ofx.verify(program, plan)
+        assert agreement, f"seed {seed}: {agreement}"
+        assert agreement.moved > 1e-4, f"seed {seed}: the masked model is the dense one, so nothing was tested: {agreement}"
+    if groups.free:
+        check_smaller(entry, program, plan)
+    gc.collect()
+
+
+def check_smaller(entry: zoo.Entry, program: ofx.Program, plan: ofx.Plan) -> None:
+    """The rewritten program runs at another batch size and has the size that the plan promises."""
+    small = ofx.rewrite(program, plan)
+    promised, made = ofx.cost(program, plan), ofx.cost(small)
+    assert made.params == promised.params
+    assert made.flops == pytest.approx(promised.flops)
+    if batch_is_dynamic(program):
+        inputs = pytree.tree_map_only(torch.Tensor, lambda t: torch.cat([t, t[:1]]), entry.example())
+        small(*inputs[0], **inputs[1])
+
+
+def batch_is_dynamic(program: ofx.Program) -> bool:
+    fakes = [n.meta.get("val") for n in program.graph_module.graph.nodes if n.op == "placeholder"]
+    tensors = [f for f in fakes if isinstance(f, torch.Tensor) and f.dim()]
+    return all(not isinstance(f.shape[0], int) for f in tensors)
