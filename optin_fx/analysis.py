@@ -232,18 +232,19 @@ class Analysis:
         """Equate the axes of a call's operands as its line says, and return those of its results."""
         node = call.node
         if len(line.operands) < len(call.operands) or len(line.results) < len(call.results):
-            raise RuleError(
-                f"the rule of {call.op} has {len(line.operands)} operands and {len(line.results)} results, "
-                f"the call has {len(call.operands)} and {len(call.results)}",
-                at=f"%{node.name}",
-                fix=f"correct the line: {line}",
+            raise _contradiction(
+                call,
+                line,
+                f"has {len(line.operands)} operands and {len(line.results)} results, the call has {len(call.operands)} and {len(call.results)}",
             )
         why = Pin("axes that do not match", node.name)
         operands = [_written_out(dims, len(o.shape)) for dims, o in zip(line.operands, call.operands, strict=False)]
         results = [_written_out(dims, len(s)) or () for dims, s in zip(line.results, call.results, strict=False)]
         factors: dict[str, Axis] = {}
         sizes = dict(line.sizes)
-        for dims, shape in zip(results, call.results, strict=True):
+        for k, (dims, shape) in enumerate(zip(results, call.results, strict=True)):
+            if len(dims) != len(shape):
+                raise _contradiction(call, line, f"gives result {k} {len(dims)} dims, it has {len(shape)}")
             for term, size in zip(dims, shape, strict=True):
                 if not term.sign:
                     sizes.setdefault(term.name, size)
@@ -253,11 +254,7 @@ class Analysis:
                 continue
             axes = self.axes[operand.node.name]
             if len(terms) != len(axes):
-                raise RuleError(
-                    f"the rule of {call.op} gives operand '{operand.name}' {len(terms)} dims, it has {len(axes)}",
-                    at=f"%{node.name}",
-                    fix=f"correct the line: {line}",
-                )
+                raise _contradiction(call, line, f"gives operand '{operand.name}' {len(terms)} dims, it has {len(axes)}")
             for term, axis in zip(terms, axes, strict=True):
                 if term.sign == "":
                     known = factors.get(term.name)
@@ -274,14 +271,17 @@ class Analysis:
             self._infer(term, axis.size, factors, sizes)
             unify(self._build(term, factors, sizes, why), axis, why)
         found = []
-        for dims, shape in zip(results, call.results, strict=True):
+        for k, (dims, shape) in enumerate(zip(results, call.results, strict=True)):
             axes = []
             for term, size in zip(dims, shape, strict=True):
                 if term.sign in ("*", "+"):
                     self._infer(term, size, factors, sizes)
                 elif not term.sign and term.name not in factors:
                     factors[term.name] = atom(size, self.hint(size))
-                axes.append(self._build(term, factors, sizes, why))
+                axis = self._build(term, factors, sizes, why)
+                if axis.size != size:
+                    raise _contradiction(call, line, f"makes dim {len(axes)} of result {k} {axis.size} long, it is {size}")
+                axes.append(axis)
             found.append(axes)
         for name in line.pinned:
             if name in factors:
@@ -328,8 +328,9 @@ class Analysis:
     def _build(self, term: Term, factors: dict[str, Axis], sizes: Mapping[str, int], why: Pin) -> Axis:
         if term.sign == "":
             if term.name not in factors:
-                size = sizes[term.name]
-                factors[term.name] = atom(size, self.hint(size))
+                if term.name not in sizes:
+                    raise RuleError(f"the extent of {term.name!r} follows from nothing", at=f"%{why.node}", fix="give it in sizes=")
+                factors[term.name] = atom(sizes[term.name], self.hint(sizes[term.name]))
             return factors[term.name]
         if term.sign == "1":
             axis = atom(int(term.name))
@@ -381,6 +382,10 @@ def analyse(program: Program) -> Analysis:
 
         found = program.__dict__["_analysis"] = Analysis(program).run()
     return found
+
+
+def _contradiction(call: Call, line: Line, what: str) -> RuleError:
+    return RuleError(f"the rule of {call.op} {what}", at=f"%{call.node.name}", fix=f"correct the line: {line}")
 
 
 def _inherit(root: Axis, seen: set[Axis]) -> Iterable[tuple[Axis, Pin]]:

@@ -114,6 +114,7 @@ class Program:
         torch.save({"args": self.args, "kwargs": self.kwargs}, examples)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("ab").close()  # torch's own writer says less about why it cannot
             torch.export.save(
                 self.exported,
                 path,

@@ -59,7 +59,7 @@ def bisect(program: Program, plan: Plan) -> Disagreement | None:
         small.run(*_flat_inputs(program), enable_io_processing=False)
     except _Found as found:
         return found.disagreement
-    except Exception as error:  # any op may refuse the sizes of a wrong slice, each with a type of its own
+    except Exception as error:  # noqa: BLE001 any op may refuse the sizes of a wrong slice, each with a type of its own
         return _disagreement(cut, small.current, f"{type(error).__name__}: {str(error).splitlines()[0]}")
     return None
 

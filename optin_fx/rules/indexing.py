@@ -64,25 +64,27 @@ def index_select(call: Call) -> Line:
 
 @rule(aten.gather.default, aten.take_along_dim.default)
 def gather(call: Call) -> Line | None:
-    """Along one dim by position; every other dim is the index's own where their extents agree."""
+    """Along one dim by position; every other dim is the index's own where their extents agree. `take_along_dim` broadcasts them."""
     if call["dim"] is None:
         return None
     dim = call.dim(call["dim"])
     source, where = call.operands[0].shape, call.operands[1].shape
     if len(source) != len(where):
         return None
-    left, idx = [], []
+    left, idx, out = [], [], []
     for i, (a, b) in enumerate(zip(source, where, strict=True)):
+        name = f"n{i}"
         if i == dim:
-            left.append("k!")
-            idx.append("j!")
+            terms = ("k!", "j!", "j!")
         elif a == b:
-            left.append(f"n{i}")
-            idx.append(f"n{i}")
+            terms = (name, name, name)
+        elif call.op is aten.gather.default:
+            terms = (f"m{i}!", f"{name}!", f"{name}!")
         else:
-            left.append(f"m{i}!")
-            idx.append(f"n{i}!")
-    return line(f"{' '.join(left)}, {' '.join(idx)} -> {' '.join(idx)}", why=WHY, drop=True)
+            terms = (name if a != 1 else "1", name if b != 1 else "1", name)
+        for side, term in zip((left, idx, out), terms, strict=True):
+            side.append(term)
+    return line(f"{' '.join(left)}, {' '.join(idx)} -> {' '.join(out)}", why=WHY, drop=True)
 
 
 @rule(aten.flip.default, aten.roll.default)
