@@ -52,6 +52,7 @@ class Variant:
 VARIANTS = (
     Variant(MAIN, "trajectory-sketch", "flops <= 50%", True),
     Variant("70 %", "trajectory-sketch", "flops <= 70%", True),
+    Variant("50 %, by magnitude, compensated", "magnitude", "flops <= 50%", True),
     Variant("50 %, by magnitude", "magnitude", "flops <= 50%", False),
     Variant("50 %, at random", "random", "flops <= 50%", False),
 )
@@ -60,7 +61,7 @@ VARIANTS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the results")
-    parser.add_argument("--calibration", type=int, default=256, metavar="N", help="sentences to calibrate on")
+    parser.add_argument("--calibration", type=int, default=512, metavar="N", help="sentences to calibrate on")
     parser.add_argument("--held-out", type=int, default=300, metavar="N", help="sentences to judge by")
     parser.add_argument("--seconds", type=float, default=30, metavar="S", help="time for measuring latency")
     parser.add_argument("--write-readme", action="store_true", help="put the table into README.md")
