@@ -34,6 +34,8 @@ class SearchRank(SearchPass):
         kinds: kinds of units to prune; empty means all but those inside heads (qk-dim, v-dim, head-dim, rotary-pair).
         freeze: patterns (fnmatch) of group names to leave whole.
         min_keep: least share of every group's units to keep (at least one unit; at 0, whole residual branches may go).
+        balance: no group keeps less than this times the budget's share of the dense cost, where the budget can be met so. Single-unit
+            scores are blind to what many units lose together, and a group that is cut to nothing is where that shows; 0 is free choice.
         align: widths are multiples of this where the extent allows; 1 is free choice. Applies to groups of at least 4 x align units.
         rounds: at most so many iterations of ranking against cost.
     """
@@ -42,6 +44,7 @@ class SearchRank(SearchPass):
     kinds: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
     min_keep: float = 0.05
+    balance: float = 0.5
     align: int = 1
     rounds: int = 12
 
@@ -56,8 +59,11 @@ class SearchRank(SearchPass):
         if not chosen:
             raise BudgetError("no group may be pruned", so="no budget below 100% can be met", fix="allow more kinds, or freeze less")
         model = cost_model(program)
-        least = {g.name: self._least(g) for g in chosen}
+        least = {g.name: self._least(g, self.min_keep) for g in chosen}
         refuse_unreachable(budget, model, least)
+        balanced = {g.name: self._least(g, max(self.min_keep, self.balance * self._share(budget, model))) for g in chosen}
+        if budget.holds(model.cost(balanced), model.cost()):
+            least = balanced
         order = {g.name: torch.argsort(scores[g.name], descending=True, stable=True) for g in chosen}
         ranked = {g.name: scores[g.name][order[g.name]].clamp_min(0) for g in chosen}
         counts = self._fill(budget, model, chosen, ranked, least, by_cost=scores.additive)
@@ -77,8 +83,13 @@ class SearchRank(SearchPass):
             return False
         return g.kind in self.kinds if self.kinds else g.kind not in INSIDE_HEADS
 
-    def _least(self, g: Group) -> int:
-        floor = max(0 if g.removable and self.min_keep == 0 else 1, round(self.min_keep * g.extent))
+    def _share(self, budget: Budget, model: CostModel) -> float:
+        """What the tightest limit leaves of the dense cost."""
+        dense = model.cost()
+        return min(limit.allowed(dense) / getattr(dense, limit.metric) for limit in budget.limits)
+
+    def _least(self, g: Group, share: float) -> int:
+        floor = max(0 if g.removable and share == 0 else 1, round(share * g.extent))
         step = self._step(g)
         return min(g.extent, -(-floor // step) * step)
 
