@@ -10,6 +10,7 @@ from optin_fx.lowering import load_engine, lower
 from optin_fx.plan import Plan, make_plan, random_plan
 from optin_fx.program import Program, load, trace
 from optin_fx.report import Report
+from optin_fx.restoring import restore
 from optin_fx.rewriting import mask, rewrite
 from optin_fx.rulebook import rule
 from optin_fx.scores import Scores
@@ -37,6 +38,7 @@ __all__ = [
     "measure",
     "prune",
     "random_plan",
+    "restore",
     "rewrite",
     "rule",
     "score",

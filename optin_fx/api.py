@@ -18,6 +18,7 @@ from optin_fx.plan import Plan
 from optin_fx.program import Program, trace
 from optin_fx.scores import Scores
 from optin_fx.verifying import Agreement, verify
+from optin_fx.writeback import WriteBack, apply_to
 
 Progress = Callable[[Pass, State, float], None]
 
@@ -67,6 +68,10 @@ class Pruned:
     def module(self) -> nn.Module:
         """The smaller program as a trainable module."""
         return self.program.module()
+
+    def apply_to(self, model: nn.Module) -> WriteBack:
+        """Cut the eager module that was pruned, in place, to what the smaller program computes; see `optin_fx.writeback.apply_to`."""
+        return apply_to(model, self.dense, self.plan, self.program)
 
 
 def score(program: Program, method: str | Pass, data: Iterable[Any] | torch.Tensor | None = None, **options: Any) -> Scores:

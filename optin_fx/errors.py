@@ -53,6 +53,10 @@ class VerifyError(OptinError):
     """The smaller program does not equal the masked one."""
 
 
+class WriteBackError(OptinError):
+    """The code of an eager module cannot follow a plan, or the module is not the one that the plan is for."""
+
+
 class PipelineError(OptinError):
     """A pass reads something that no earlier pass has written, or its options are wrong."""
 

@@ -24,6 +24,7 @@ VERBS = [
     "measure",
     "prune",
     "random_plan",
+    "restore",
     "rewrite",
     "rule",
     "score",
