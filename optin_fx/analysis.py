@@ -235,7 +235,8 @@ class Analysis:
             raise _contradiction(
                 call,
                 line,
-                f"has {len(line.operands)} operands and {len(line.results)} results, the call has {len(call.operands)} and {len(call.results)}",
+                f"has {len(line.operands)} operands and {len(line.results)} results, "
+                f"the call has {len(call.operands)} and {len(call.results)}",
             )
         why = Pin("axes that do not match", node.name)
         operands = [_written_out(dims, len(o.shape)) for dims, o in zip(line.operands, call.operands, strict=False)]

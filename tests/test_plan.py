@@ -103,7 +103,8 @@ def test_the_plan_of_another_model(program: Program) -> None:
         ofx.rewrite(program, ofx.random_plan(other))
     assert str(error.value) == (
         f"the plan belongs to another model\n  at  plan {other.fingerprint}, program {program.fingerprint}\n"
-        "  so  its unit numbers mean nothing here\n  fix make a plan for this program with ofx.search, or trace the model that the plan was made for"
+        "  so  its unit numbers mean nothing here\n"
+        "  fix make a plan for this program with ofx.search, or trace the model that the plan was made for"
     )
 
 

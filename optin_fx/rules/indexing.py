@@ -71,7 +71,9 @@ def gather(call: Call) -> Line | None:
     source, where = call.operands[0].shape, call.operands[1].shape
     if len(source) != len(where):
         return None
-    left, idx, out = [], [], []
+    left: list[str] = []
+    idx: list[str] = []
+    out: list[str] = []
     for i, (a, b) in enumerate(zip(source, where, strict=True)):
         name = f"n{i}"
         if i == dim:

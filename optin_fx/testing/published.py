@@ -83,8 +83,8 @@ def llama(*, brief: bool) -> Made:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=1000, hidden_size=256, intermediate_size=512, num_hidden_layers=2 if brief else 4, num_attention_heads=8, num_key_value_heads=2,
-        use_cache=False,
+        vocab_size=1000, hidden_size=256, intermediate_size=512, num_hidden_layers=2 if brief else 4,
+        num_attention_heads=8, num_key_value_heads=2, use_cache=False,
     )  # fmt: skip
     ids = torch.randint(5, 1000, (2, 9))
     return randomise(LlamaForCausalLM(config).eval()), (), {"input_ids": ids}, {"input_ids": {0: Dim("batch", max=512)}}

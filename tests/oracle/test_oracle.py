@@ -21,6 +21,7 @@ from optin_fx.verifying import agreement
 
 PLANS = 20
 FLOAT32, FLOAT64, ENGINE = 1e-4, 1e-9, 1e-3
+SLOW = ("efficientnet_lite0", "resnet50")  # deep graphs, which are long in tracing: one plan goes all the way
 KEEP = (0.5, 0.8, 0.25)  # expected share of units to keep, in turn
 
 models = pytest.mark.parametrize("name", published.MODELS)
@@ -48,7 +49,7 @@ def test_the_whole_way(name: str, tmp_path: Path) -> None:
     program = published.program(name, brief=True)
     check_plans(program, FLOAT32)
     args, kwargs = more_rows(program.args), more_rows(program.kwargs)
-    for seed in (1, 2):
+    for seed in (1,) if name in SLOW else (1, 2):
         plan = plan_of(program, seed)
         small, zeroed = ofx.rewrite(program, plan), ofx.mask(program, plan)
         assert ofx.cost(small).macs == ofx.cost(program, plan).macs
