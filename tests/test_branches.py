@@ -108,5 +108,5 @@ def test_a_search_may_remove_branches_when_asked() -> None:
     program = ofx.trace(PostNorm(), (torch.randn(2, 5, 12),))
     values = {g.name: torch.full((g.extent,), 1.0 if g.kind == "head" else 1e-6) for g in ofx.group(program).free}
     scores = ofx.Scores(values, "made-up", program.fingerprint)
-    assert ofx.search(program, scores, "flops <= 59.5%", min_keep=0.0, balance=0.0).kept["fc1:neuron"] == ()
+    assert ofx.search(program, scores, "flops <= 59.5%", min_keep=0.0).kept["fc1:neuron"] == ()
     assert len(ofx.search(program, scores, "flops <= 65%").kept["fc1:neuron"]) >= 1
