@@ -129,3 +129,14 @@ def test_scores_of_another_model_are_refused(program: ofx.Program) -> None:
     values = {g.name: torch.ones(g.extent) for g in ofx.group(program).free}
     with pytest.raises(ScoreError, match="the scores belong to another model"):
         ofx.search(program, Scores(values, "made-up", "0" * 16), "flops <= 50%")
+
+
+def test_balance_keeps_every_group_near_the_budgets_share(program: ofx.Program) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = {g.name: torch.rand(g.extent, generator=generator) * 10.0**-i for i, g in enumerate(ofx.group(program).free)}
+    scores = Scores(values, "made-up", program.fingerprint)
+    groups = ofx.group(program)
+    free = ofx.search(program, scores, "flops <= 40%")
+    even = ofx.search(program, scores, "flops <= 40%", balance=0.5)
+    assert min(len(u) / groups[n].extent for n, u in free.kept.items()) < 0.18
+    assert min(len(u) / groups[n].extent for n, u in even.kept.items()) > 0.18
