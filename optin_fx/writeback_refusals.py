@@ -45,7 +45,7 @@ def raised(trial: nn.Module, cut: Cut, error: Exception) -> WriteBackError:
 
 
 def differs(trial: nn.Module, cut: Cut, small: fx.GraphModule, how: str) -> WriteBackError:
-    path = _first_difference(trial, cut.analysis.program, small)
+    path = first_difference(trial, cut.analysis.program, small)
     at = None if path is None else _titled(trial.get_submodule(path), path)
     for node in frozen_scales(cut.analysis.program, small):
         inner = module_of(node) or ""
@@ -74,7 +74,7 @@ def _titled(module: nn.Module, path: str) -> str:
 Print = tuple[tuple[int, ...], float, float]
 
 
-def _first_difference(trial: nn.Module, program: Program, small: fx.GraphModule) -> str | None:
+def first_difference(trial: nn.Module, program: Program, small: fx.GraphModule) -> str | None:
     """The first module, innermost first, whose output no node of its own in the smaller program computes.
 
     Outputs are compared by shape, sum and sum of magnitudes, so that nothing big is kept.
