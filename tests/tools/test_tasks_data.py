@@ -112,7 +112,7 @@ def test_views_stay_inside() -> None:
         left, top, right, bottom = view.box
         assert 0 <= left < right <= 640
         assert 0 <= top < bottom <= 427
-        assert (right - left) * (bottom - top) >= 0.3 * 640 * 427
+        assert (right - left) * (bottom - top) >= 0.09 * 640 * 427
         assert 0.8 <= view.brightness <= 1.2
         assert 0.8 <= view.contrast <= 1.2
 

@@ -48,7 +48,7 @@ class View:
     contrast: float
 
 
-def draw(width: int, height: int, generator: torch.Generator, *, least: float = 0.35, tone: float = 0.2) -> View:
+def draw(width: int, height: int, generator: torch.Generator, *, least: float = 0.1, tone: float = 0.2) -> View:
     """A random view: area `least`..1 of the photograph, aspect 3:4 to 4:3, tones within ±`tone`."""
 
     def uniform(low: float, high: float) -> float:
