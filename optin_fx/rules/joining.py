@@ -126,8 +126,8 @@ def slice_(call: Call) -> Line | None:
     sizes = {"a": start, "m": taken, "z": size - start - taken}
     parts = [p for p in ("a", "m", "z") if sizes[p]]
     whole = parts[0] if len(parts) == 1 else f"({' + '.join(parts)})"
-    if "m" not in parts:
-        return None
+    if not taken:  # what a rotary embedding of the whole head leaves over
+        return line(f"{_dims(names, dim, 'k')} -> {_dims(names, dim, 'none')}", sizes={"none": 0}, drop=True)
     return line(f"{_dims(names, dim, whole)} -> {_dims(names, dim, 'm')}", sizes={p: sizes[p] for p in parts}, drop=True)
 
 
