@@ -71,6 +71,8 @@ class Interleave(Hidden):
 class IndexConstant(Hidden):
     """Gathered by a table of indices in a buffer; the numbers in it are channels."""
 
+    order: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("order", torch.randperm(12))

@@ -88,6 +88,8 @@ class LowRank(Hidden):
 class ComputedBias(Hidden):
     """Half of a bias is a parameter, half a buffer of zeros (BEiT's qkv bias)."""
 
+    zero: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.randn(6))

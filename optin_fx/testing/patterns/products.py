@@ -38,6 +38,7 @@ class BatchedAddMM(Hidden):
     """baddbmm: scores with a bias added, over the tokens; `a` and `b` share the contracted width."""
 
     last = 5
+    bias: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,6 +126,9 @@ class ManualAttention(nn.Module):
 class Rotary(nn.Module):
     """Rotary embedding of halves: dim i turns with dim i + 5, so five pairs per head."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.q, self.k, self.v = nn.Linear(7, 30), nn.Linear(7, 30), nn.Linear(7, 12)
@@ -147,6 +151,9 @@ class Rotary(nn.Module):
 @pattern(tokens, {"q.weight:0": (3, 5), "k.weight:0": (3, 5)})
 class RotaryInterleaved(nn.Module):
     """Rotary embedding of neighbours: dim 2i turns with dim 2i + 1."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self) -> None:
         super().__init__()

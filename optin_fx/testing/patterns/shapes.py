@@ -166,6 +166,8 @@ class Mask(Hidden):
 class MaskConstant(Hidden):
     """A mask over channels in a buffer: cut like any tensor."""
 
+    keep: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("keep", torch.arange(12) % 3 != 0)

@@ -31,6 +31,8 @@ class Affine(Hidden):
 class BroadcastConstant(Hidden):
     """A buffer with a leading one, and a scalar: nothing to prune on the ones."""
 
+    table: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("table", torch.randn(1, 12))
