@@ -90,6 +90,7 @@ def removable(analysis: Analysis, candidates: Iterable[Axis]) -> set[Axis]:
 
 def _left(axis: Axis, gone: Axis) -> int:
     """What is left of an axis without one of its leaves."""
+
     def extent(leaf: Axis) -> int:
         return 0 if leaf is gone else leaf.size
 

@@ -115,4 +115,3 @@ def _prints(value: Any) -> list[Print]:
 def _close(ours: Print, theirs: Print) -> bool:
     slack = 1e-4 * theirs[2] + 1e-9
     return ours[0] == theirs[0] and abs(ours[1] - theirs[1]) <= slack and abs(ours[2] - theirs[2]) <= slack
-
