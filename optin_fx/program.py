@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from optin_fx.attributes import attribute, unique_storages
+from optin_fx.caches import register_caches
 from optin_fx.errors import LoadError, SaveError, TraceError
 from optin_fx.inline import inline_grad_regions
 
@@ -177,6 +178,7 @@ def trace(
         attempts = [_batch_dynamic(fresh, tuple(args), dict(kwargs), dim) for dim in dims] + [None]
     elif not dynamic_shapes:
         attempts = [None]
+    register_caches()
     for shapes in attempts:
         if shapes is None and dynamic_shapes is None:
             args, kwargs = example_args, example_kwargs
@@ -218,6 +220,7 @@ def load(path: str | Path) -> Program:
         ) from error
     for module in facts.get("pytree_modules", ()):
         __import__(module)
+    register_caches()
     try:
         exported = torch.export.load(path)
     except Exception as error:  # the reader of torch raises many types on foreign archives

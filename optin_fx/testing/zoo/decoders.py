@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optin_fx.testing.zoo.caches import register_caches
+from optin_fx.caches import register_caches
 from optin_fx.testing.zoo.entry import Entry, Inputs, batch_and_sequence, batch_only, hf, text
 
 # Six query heads on two key-value heads: three queries per group. Ten dims per head: five rotary pairs.
