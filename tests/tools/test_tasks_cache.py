@@ -75,6 +75,17 @@ def test_a_damaged_checkpoint_is_refused(empty_cache: Path) -> None:
     )
 
 
+def test_a_checkpoint_of_another_network_is_refused(empty_cache: Path) -> None:
+    cache.save_checkpoint("toy", torch.nn.Linear(2, 3).state_dict(), {})
+    assert not cache.restore("toy", lambda: torch.nn.Linear(2, 3)).training
+    with pytest.raises(DataError) as error:
+        cache.restore("toy", lambda: torch.nn.Linear(2, 4))
+    assert str(error.value) == (
+        f"the checkpoint of task 'toy' is of another network\n  at  {empty_cache}/zoo/toy\n"
+        "  so  the task has changed since it was trained\n  fix python tools/train_zoo.py --again toy"
+    )
+
+
 def test_missing_things_say_what_to_run(empty_cache: Path) -> None:
     with pytest.raises(cache.NotCached, match=r"fix python tools/train_zoo\.py toy"):
         cache.load_checkpoint("toy")

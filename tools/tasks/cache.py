@@ -7,12 +7,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from optin_fx.errors import DataError
 
@@ -87,3 +88,24 @@ def load_checkpoint(name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
             fix=f"python tools/train_zoo.py --again {name}",
         )
     return load_file(source / WEIGHTS), facts
+
+
+def restore(name: str, make: Callable[[], nn.Module]) -> nn.Module:
+    """The trained model of a task in eval mode; `make` builds it with any weights.
+
+    Raises:
+        NotCached: it has not been trained.
+        DataError: the checkpoint is damaged, or of a network that the task no longer uses.
+    """
+    tensors, _ = load_checkpoint(name)
+    model = make()
+    wanted = model.state_dict()
+    if {key: value.shape for key, value in wanted.items()} != {key: value.shape for key, value in tensors.items()}:
+        raise DataError(
+            f"the checkpoint of task '{name}' is of another network",
+            at=str(folder() / "zoo" / name),
+            so="the task has changed since it was trained",
+            fix=f"python tools/train_zoo.py --again {name}",
+        )
+    model.load_state_dict(tensors)
+    return model.eval()

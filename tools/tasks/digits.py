@@ -61,10 +61,7 @@ class DigitTask(Task):
         """The network with random weights; it maps (n, 1, 28, 28) to logits (n, 10)."""
 
     def model(self) -> nn.Module:
-        tensors, _ = cache.load_checkpoint(self.name)
-        model = self.bare()
-        model.load_state_dict(tensors)
-        return model.eval()
+        return cache.restore(self.name, self.bare)
 
     def split(self) -> tuple[list[int], list[int]]:
         """Row numbers (for training and calibration, held out)."""

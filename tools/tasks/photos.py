@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -28,10 +27,7 @@ class Photos(Task):
     held_out: int = 700
 
     def model(self) -> nn.Module:
-        tensors, _ = cache.load_checkpoint(self.name)
-        model = bare()
-        model.load_state_dict(tensors)
-        return model.eval()
+        return cache.restore(self.name, bare)
 
     def calibration(self, n: int, seed: int = 0, batch: int = 32) -> list[Batch]:
         return cut((photographs.views(photographs.CALIBRATION, n, self.size, seed),), batch)
@@ -51,11 +47,10 @@ class Photos(Task):
 
     def train(self) -> Facts:
         """Nothing to train: the published tensors are renamed, in order, and stored as safetensors."""
-        began = time.monotonic()
         published = torch.load(cache.data("efficientnet_lite0/weights.pth"), map_location="cpu", weights_only=True)
-        cache.save_checkpoint(self.name, renamed(published, bare().state_dict()), {"seconds": 0, "dense": {}})
-        facts = {"seconds": round(time.monotonic() - began), "dense": self.evaluate(self.model())}
-        cache.save_checkpoint(self.name, self.model().state_dict(), facts)
+        # The dense model is the truth here, so its own figures are known without measuring.
+        facts = {"seconds": 0, "dense": {"agreement": 1.0, "kl": 0.0}}
+        cache.save_checkpoint(self.name, renamed(published, bare().state_dict()), facts)
         return facts
 
     def dynamic_shapes(self) -> Any:

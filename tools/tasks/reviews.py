@@ -26,10 +26,7 @@ class Reviews(Task):
     held_out: int = 2000
 
     def model(self) -> nn.Module:
-        tensors, _ = cache.load_checkpoint(self.name)
-        model = minilm.classifier()
-        model.load_state_dict(tensors)
-        return model.eval()
+        return cache.restore(self.name, minilm.classifier)
 
     def split(self) -> tuple[list[archive.Snippet], list[archive.Snippet]]:
         """(for training and calibration, held out); the same whatever the calibration seed."""

@@ -47,10 +47,7 @@ class Spans(Task):
     questions_each: int = 2
 
     def model(self) -> nn.Module:
-        tensors, _ = cache.load_checkpoint(self.name)
-        model = bare()
-        model.load_state_dict(tensors)
-        return model.eval()
+        return cache.restore(self.name, bare)
 
     def calibration(self, n: int, seed: int = 0, batch: int = 32) -> list[Batch]:
         return cut(read(archive.sample(split(self)[0], n, seed), self.length).inputs, batch)
