@@ -15,6 +15,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from optin_fx.analysis import Analysis, Consumer, analyse
+from optin_fx.arguments import read, write
 from optin_fx.data import Batch
 from optin_fx.dims import Axis, leaves, spread
 from optin_fx.groups import groups_of, leaf_names
@@ -132,30 +133,3 @@ def consumers_by_node(analysis: Analysis) -> dict[str, list[Consumer]]:
             if own:
                 found.setdefault(consumer.node, []).append(Consumer(consumer.node, consumer.operand, consumer.dim, own))
     return found
-
-
-def read(node: fx.Node, args: list[Any], kwargs: dict[str, Any], name: str, index: int | None) -> Any:
-    """A named argument out of a call's arguments."""
-    at = argument_place(node, name)
-    value = args[at] if at is not None and at < len(args) else kwargs[name]
-    return value if index is None else value[index]
-
-
-def write(node: fx.Node, args: list[Any], kwargs: dict[str, Any], name: str, index: int | None, value: Any) -> None:
-    """Put a named argument back."""
-    if index is not None:
-        whole = list(read(node, args, kwargs, name, None))
-        whole[index] = value
-        value = whole
-    at = argument_place(node, name)
-    if at is not None and at < len(args):
-        args[at] = value
-    else:
-        kwargs[name] = value
-
-
-def argument_place(node: fx.Node, name: str) -> int | None:
-    """Position of a schema argument; None for a keyword-only one."""
-    arguments = node.target._schema.arguments  # type: ignore[union-attr]
-    at = next(i for i, a in enumerate(arguments) if a.name == name)
-    return None if arguments[at].kwarg_only else at

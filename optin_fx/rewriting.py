@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from optin_fx.analysis import Applied, Consumer
+from optin_fx.arguments import read, write
 from optin_fx.attributes import assign, attribute, storage_key
 from optin_fx.branches import remove_branches
 from optin_fx.dims import positions, spread
@@ -166,27 +167,11 @@ def _times(graph: fx.Graph, size: fx.Node, by: Scaled) -> fx.Node:
     return graph.call_function(operator.floordiv, (size, by.over)) if by.over != 1 else size
 
 
-def _place(node: fx.Node, name: str) -> int | None:
-    arguments = node.target._schema.arguments  # type: ignore[union-attr]
-    at = next(i for i, a in enumerate(arguments) if a.name == name)
-    return None if arguments[at].kwarg_only else at
-
-
 def _argument(node: fx.Node, name: str, index: int | None) -> Any:
-    at = _place(node, name)
-    value = node.args[at] if at is not None and at < len(node.args) else node.kwargs[name]
-    return value if index is None else value[index]  # type: ignore[index]
+    return read(node, list(node.args), dict(node.kwargs), name, index)
 
 
 def _set_argument(node: fx.Node, name: str, index: int | None, value: Any) -> None:
-    if index is not None:
-        whole = list(_argument(node, name, None))
-        whole[index] = value
-        value = whole
-    at = _place(node, name)
-    if at is not None and at < len(node.args):
-        node.update_arg(at, value)
-    elif at is not None and at == len(node.args):
-        node.args = (*node.args, value)
-    else:
-        node.update_kwarg(name, value)
+    args, kwargs = list(node.args), dict(node.kwargs)
+    write(node, args, kwargs, name, index, value)
+    node.args, node.kwargs = tuple(args), kwargs
