@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
@@ -16,9 +17,15 @@ from optin_fx.program import Program, at_least_two_rows
 
 def retrace(module: fx.GraphModule, source: Program, *, provenance: Mapping[str, Any]) -> Program:
     """Export `module`, an edited copy of `source`'s graph, with the dynamic dims of `source`."""
-    shapes = dynamic_shapes_of(source.exported, source.args, source.kwargs)
     args, kwargs = _two_rows_where_dynamic(source)
-    exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    shapes = dynamic_shapes_of(source.exported, source.args, source.kwargs)
+    try:
+        exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except UserError:
+        # A named dim demands every size in its range; some models only trace with a few sizes left out (s != 64). Dims that are
+        # dynamic without a name take such guards along, as the first trace did, at the price of one name for one batch.
+        shapes = dynamic_shapes_of(source.exported, source.args, source.kwargs, named=False)
+        exported = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     return Program(exported, source.args, source.kwargs, provenance={**source.provenance, **provenance})
 
 
@@ -38,8 +45,12 @@ def _inputs(exported: ExportedProgram) -> list[fx.Node]:
     return [n for n in exported.graph.nodes if n.op == "placeholder" and kinds.get(n.name) is InputKind.USER_INPUT]
 
 
-def dynamic_shapes_of(exported: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The `dynamic_shapes` that a program was exported with, read back from its symbols; None if all is static."""
+def dynamic_shapes_of(exported: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, named: bool = True) -> Any:
+    """The `dynamic_shapes` that a program was exported with, read back from its symbols; None if all is static.
+
+    Args:
+        named: equal symbols share a named `Dim`; else each is `Dim.DYNAMIC` with the symbol's bounds.
+    """
     leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
     dims: dict[Any, Any] = {}
     marks: list[Any] = []
@@ -50,7 +61,7 @@ def dynamic_shapes_of(exported: ExportedProgram, args: tuple[Any, ...], kwargs: 
         if isinstance(leaf, torch.Tensor) and isinstance(fake, torch.Tensor):
             for i, extent in enumerate(fake.shape):
                 if not isinstance(extent, int):
-                    mark[i] = _dim(extent.node.expr, dims, exported)
+                    mark[i] = _dim(extent.node.expr, dims, exported, named=named)
         any_dynamic |= bool(mark)
         marks.append(mark or None)
     if not any_dynamic:
@@ -62,7 +73,7 @@ def dynamic_shapes_of(exported: ExportedProgram, args: tuple[Any, ...], kwargs: 
     return {**dict(zip(names, as_args, strict=True)), **as_kwargs}
 
 
-def _dim(expr: Any, dims: dict[Any, Any], exported: ExportedProgram) -> Any:
+def _dim(expr: Any, dims: dict[Any, Any], exported: ExportedProgram, *, named: bool) -> Any:
     if not expr.is_symbol:
         return Dim.AUTO
     if expr not in dims:
@@ -74,7 +85,7 @@ def _dim(expr: Any, dims: dict[Any, Any], exported: ExportedProgram) -> Any:
             bounds["min"] = int(low)
         if _is_number(high) and int(high) < 2**31:
             bounds["max"] = int(high)
-        dims[expr] = Dim(f"_{expr}", **bounds)
+        dims[expr] = Dim(f"_{expr}", **bounds) if named else Dim.DYNAMIC(**bounds)
     return dims[expr]
 
 
