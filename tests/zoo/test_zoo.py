@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import warnings
 
 import pytest
@@ -13,7 +14,7 @@ from torch.utils import _pytree as pytree
 import optin_fx as ofx
 from optin_fx.testing import zoo
 
-PLANS = 10
+PLANS = int(os.environ.get("OPTIN_FX_ZOO_PLANS", "3"))  # the suite's share; `tools/zoo.py` and 10 here take longer
 
 # Nothing can be cut exactly, because a norm over the channels holds everything together.
 HELD_BY_NORMS = {"convnext_v2", "convnextv2_hf", "gmlp"}
