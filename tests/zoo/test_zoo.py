@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 import optin_fx as ofx
 from optin_fx.testing import zoo
 
-PLANS = int(os.environ.get("OPTIN_FX_ZOO_PLANS", "3"))  # the suite's share; `tools/zoo.py` and 10 here take longer
+# The suite's share: two plans for every entry, and every third entry traced again. More plans trace all of them again.
+PLANS = int(os.environ.get("OPTIN_FX_ZOO_PLANS", "2"))
 
 # Nothing can be cut exactly, because a norm over the channels holds everything together.
 HELD_BY_NORMS = {"convnext_v2", "convnextv2_hf", "gmlp"}
@@ -38,7 +39,7 @@ def test_entry(entry: zoo.Entry) -> None:
         agreement = ofx.verify(program, plan)
         assert agreement, f"seed {seed}: {agreement}"
         assert agreement.moved > 1e-4, f"seed {seed}: the masked model is the dense one, so nothing was tested: {agreement}"
-    if groups.free:
+    if groups.free and (PLANS > 2 or zoo.ENTRIES.index(entry) % 3 == 0):
         check_smaller(entry, program, plan)
     gc.collect()
 
