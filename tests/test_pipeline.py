@@ -87,13 +87,13 @@ def test_a_pipeline_runs_and_keeps_a_log(program: ofx.Program) -> None:
 
 def test_a_users_criterion_is_a_dataclass_with_one_method(program: ofx.Program) -> None:
     @dataclass(frozen=True)
-    class ScoreFirst(ScorePass):
+    class ScoreEarlierUnits(ScorePass):
         """Keep the first units."""
 
         def score(self, program: Program, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
             return {g.name: -torch.arange(g.extent, dtype=torch.float64) for g in ofx.group(program).free}
 
-    scores = ofx.score(program, ScoreFirst(), data=[torch.rand(2, 4)])
+    scores = ofx.score(program, ScoreEarlierUnits(), data=[torch.rand(2, 4)])
     values = {name: v - v.min() for name, v in scores.values.items()}
     plan = ofx.search(program, ofx.Scores(values, "first", program.fingerprint), "flops <= 50%")
     (units,) = plan.kept.values()
