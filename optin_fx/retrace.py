@@ -34,7 +34,7 @@ def _two_rows_where_dynamic(source: Program) -> tuple[tuple[Any, ...], dict[str,
     leaves, spec = pytree.tree_flatten((source.args, source.kwargs))
     fakes = [node.meta.get("val") for node in _inputs(source.exported)]
     for i, (leaf, fake) in enumerate(zip(leaves, fakes, strict=True)):
-        if isinstance(leaf, torch.Tensor) and leaf.dim() and isinstance(fake, torch.Tensor) and not isinstance(fake.shape[0], int):
+        if isinstance(leaf, torch.Tensor) and leaf.dim() and isinstance(fake, torch.Tensor) and is_dynamic(fake.shape[0]):
             leaves[i] = at_least_two_rows(leaf)
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     return args, kwargs
@@ -59,8 +59,9 @@ def dynamic_shapes_of(exported: ExportedProgram, args: tuple[Any, ...], kwargs: 
         fake = node.meta.get("val")
         mark: dict[int, Any] = {}
         if isinstance(leaf, torch.Tensor) and isinstance(fake, torch.Tensor):
-            for i, extent in enumerate(fake.shape):
-                if not isinstance(extent, int):
+            extents: list[Any] = list(fake.shape)
+            for i, extent in enumerate(extents):
+                if is_dynamic(extent):
                     mark[i] = _dim(extent.node.expr, dims, exported, named=named)
         any_dynamic |= bool(mark)
         marks.append(mark or None)
@@ -87,6 +88,11 @@ def _dim(expr: Any, dims: dict[Any, Any], exported: ExportedProgram, *, named: b
             bounds["max"] = int(high)
         dims[expr] = Dim(f"_{expr}", **bounds) if named else Dim.DYNAMIC(**bounds)
     return dims[expr]
+
+
+def is_dynamic(extent: Any) -> bool:
+    """True for an extent that is free; torch leaves SymInts of one value where a model fixed a size."""
+    return not isinstance(extent, int) and bool(extent.node.expr.free_symbols)
 
 
 def _is_number(bound: Any) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import optin_fx as ofx
+from optin_fx.retrace import is_dynamic
 from optin_fx.testing import zoo
 
 # The suite's share: two plans for every entry, and every third entry traced again. More plans trace all of them again.
@@ -58,4 +59,4 @@ def check_smaller(entry: zoo.Entry, program: ofx.Program, plan: ofx.Plan) -> Non
 def batch_is_dynamic(program: ofx.Program) -> bool:
     fakes = [n.meta.get("val") for n in program.graph_module.graph.nodes if n.op == "placeholder"]
     tensors = [f for f in fakes if isinstance(f, torch.Tensor) and f.dim()]
-    return all(not isinstance(f.shape[0], int) for f in tensors)
+    return all(is_dynamic(f.shape[0]) for f in tensors)
