@@ -101,7 +101,7 @@ def _end_of_block(node: fx.Node, block: str) -> fx.Node:
             return node
         user = users[0]
         foreign = [n for n in user.all_input_nodes if n.op == "get_attr" and not str(n.target).startswith(block + ".")]
-        if foreign or user.meta["val"].dim() != node.meta["val"].dim() or user.meta["val"].shape != node.meta["val"].shape:
+        if foreign or user.meta["val"].shape != node.meta["val"].shape:
             return node
         node = user
 

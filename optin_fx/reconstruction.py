@@ -92,10 +92,15 @@ class _Lockstep:
         dense = _Stream(self.dense, self.program, self.batches)
         small = _Stream(self.small, self.program, self.batches)
         partners = {node.name: node for node in self.dense.graph.nodes}
+        ahead = iter(self.dense.graph.nodes)
         for node in list(self.small.graph.nodes):
-            partner = partners.pop(node.name, None)
+            partner = partners.get(node.name)
             if partner is not None:
-                dense.execute(partner)
+                for own in ahead:  # the dense program also has what the sliced one lost: removed branches
+                    dense.execute(own)
+                    if own is partner:
+                        break
+                    dense.release(own)
             if node.name in self.due:
                 self._refit(node, dense, small)
             small.execute(node)
@@ -110,7 +115,7 @@ class _Lockstep:
         """Contractions with a weight that read a pruned axis."""
         found: dict[str, None] = {}
         for consumer in self.analysis.consumers():
-            if any(leaf in self.cut.kept for leaf in consumer.leaves) and str(consumer.node) not in found:
+            if any(leaf in self.cut.kept for leaf in consumer.leaves) and consumer.node not in found:
                 applied = self.analysis.applied[consumer.node]
                 if any(o.node.op == "get_attr" and len(o.shape) >= 2 for o in applied.call.operands):
                     found[consumer.node] = None

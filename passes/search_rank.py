@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import ClassVar
 
 import torch
 
@@ -48,8 +47,6 @@ class SearchRank(SearchPass):
     balance: float = 0.0
     align: int = 1
     rounds: int = 12
-
-    writes: ClassVar[tuple[str, ...]] = ("plan",)
 
     def search(self, program: Program, scores: Scores) -> Plan:
         """See the class."""

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import optin_fx as ofx
+from optin_fx.data import batches_of
 from optin_fx.errors import PlanError
+from optin_fx.reconstruction import reconstruct
 
 
 class PostNorm(nn.Module):
@@ -110,3 +112,24 @@ def test_a_search_may_remove_branches_when_asked() -> None:
     scores = ofx.Scores(values, "made-up", program.fingerprint)
     assert ofx.search(program, scores, "flops <= 59.5%", min_keep=0.0).kept["fc1:neuron"] == ()
     assert len(ofx.search(program, scores, "flops <= 65%").kept["fc1:neuron"]) >= 1
+
+
+def test_what_reads_on_after_a_removed_branch_is_refitted() -> None:
+    """The dense program still runs the branch that the sliced one lost, and later layers make up for it."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = PostNorm(), PostNorm()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x))
+
+    data = [torch.randn(16, 5, 12) for _ in range(4)]
+    program = ofx.trace(Two(), (data[0],))
+    plan = ofx.make_plan(program, {"first.fc1:neuron": [], "second.fc1:neuron": range(10)})
+    module, report = reconstruct(program, plan, batches_of(program, data, needed_for="test"))
+    assert [item.weight for item in report] == ["second.fc2.weight"]
+    with torch.no_grad():
+        dense = program(data[0])
+        assert (module(data[0]) - dense).square().mean() < (ofx.rewrite(program, plan)(data[0]) - dense).square().mean()
