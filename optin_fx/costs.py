@@ -7,76 +7,37 @@ plan is exact, and what one more unit costs is a derivative, not a constant.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
 
 from optin_fx.analysis import Analysis, analyse
 from optin_fx.attributes import storage_key
-from optin_fx.dims import Axis, fold
-from optin_fx.groups import groups_of, leaf_names
+from optin_fx.errors import BudgetError
+from optin_fx.extents import Extents
+from optin_fx.groups import groups_of
+from optin_fx.liveness import peak_activations
+from optin_fx.parts import in_part, module_paths
 from optin_fx.plan import Plan
+from optin_fx.polynomial import Polynomial, product_of
 from optin_fx.program import Program
 
-Monomials = dict[tuple[str, ...], float]
+METRICS = ("flops", "macs", "params", "bytes", "activations", "memory")
+"""What can be counted on a plan: of `Cost`'s attributes those that are linear or polynomial, and the peak of live memory."""
 
 
-class Polynomial:
-    """A polynomial in group extents; a monomial is a sorted tuple of group names, repeated for powers."""
-
-    def __init__(self, monomials: Mapping[tuple[str, ...], float] | None = None) -> None:
-        self.monomials: Monomials = dict(monomials or {})
-        self._index: dict[str, list[tuple[tuple[str, ...], float]]] = {}
-        self._index_size = 0
-
-    def __add__(self, other: Polynomial) -> Polynomial:
-        result = Polynomial(self.monomials)
-        result.add(other)
-        return result
-
-    def add(self, other: Polynomial, times: float = 1.0) -> None:
-        """Add another polynomial in place."""
-        for names, value in other.monomials.items():
-            self.monomials[names] = self.monomials.get(names, 0.0) + value * times
-
-    def __mul__(self, other: Polynomial) -> Polynomial:
-        result: Monomials = {}
-        for left, a in self.monomials.items():
-            for right, b in other.monomials.items():
-                names = tuple(sorted(left + right)) if left and right else left or right
-                result[names] = result.get(names, 0.0) + a * b
-        return Polynomial(result)
+class Measure(Protocol):
+    """A cost as a function of the groups' extents."""
 
     def __call__(self, extents: Mapping[str, float]) -> float:
-        """The value at some extents (every group must be given)."""
-        total = 0.0
-        for names, value in self.monomials.items():
-            for name in names:
-                value *= extents[name]
-            total += value
-        return total
+        """The cost at some extents (every prunable group must be given)."""
+        ...
 
     def derivative(self, name: str, extents: Mapping[str, float]) -> float:
-        """How much one more unit of a group costs at some extents."""
-        total = 0.0
-        for names, value in self._by_name().get(name, ()):
-            power = names.count(name)
-            skipped = False
-            for other in names:
-                if other == name and not skipped:
-                    skipped = True
-                else:
-                    value *= extents[other]
-            total += value * power
-        return total
-
-    def _by_name(self) -> dict[str, list[tuple[tuple[str, ...], float]]]:
-        if self._index_size != len(self.monomials):
-            self._index = {}
-            for names, value in self.monomials.items():
-                for name in dict.fromkeys(names):
-                    self._index.setdefault(name, []).append((names, value))
-            self._index_size = len(self.monomials)
-        return self._index
+        """What one more unit of a group costs there."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -109,7 +70,7 @@ class CostModel:
 
     Attributes:
         macs, params, bytes: polynomials in the extents of the prunable groups.
-        by_node: macs of every contraction, by node name, for budgets on a part and for reports.
+        by_node: macs of every contraction, by node name. by_tensor: entries of every parameter and buffer, ties once, by name.
         dense: dense extents of the prunable groups.
     """
 
@@ -117,7 +78,12 @@ class CostModel:
     params: Polynomial
     bytes: Polynomial
     by_node: Mapping[str, Polynomial]
+    by_tensor: Mapping[str, Polynomial]
     dense: Mapping[str, int]
+    analysis: Analysis
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_measures", {})
 
     def extents(self, kept: Mapping[str, object] | Plan | None = None) -> dict[str, float]:
         """Extents of all prunable groups under a plan, or under `{name: units or count}`."""
@@ -130,6 +96,50 @@ class CostModel:
         """The cost of a plan; without one, of the dense program."""
         extents = self.extents(kept)
         return Cost(self.macs(extents), self.params(extents), self.bytes(extents))
+
+    def measure(self, metric: str, part: str = "") -> Measure:
+        """A metric as a function of the extents.
+
+        Args:
+            metric: one of `METRICS`.
+            part: pattern of the module paths that count (see `parts.in_part`); empty for the whole program.
+
+        Raises:
+            BudgetError: no module matches, or the metric has no parts.
+        """
+        found: dict[tuple[str, str], Measure] = self.__dict__["_measures"]
+        if (metric, part) not in found:
+            found[metric, part] = self._part(metric, part) if part else self._whole(metric)
+        return found[metric, part]
+
+    def _whole(self, metric: str) -> Measure:
+        if metric == "flops":
+            return self.macs.times(2.0)
+        if metric in ("activations", "memory"):
+            return peak_activations(self.analysis, self.bytes if metric == "memory" else None)
+        return {"macs": self.macs, "params": self.params, "bytes": self.bytes}[metric]
+
+    def _part(self, metric: str, part: str) -> Measure:
+        if metric in ("activations", "memory"):
+            raise BudgetError(f"{metric} is a peak over the whole program, it has no part {part!r}", fix=f"write {metric} <= ...")
+        tensors, paths = self.analysis.program.tensors, module_paths(self.analysis.program)
+        total, seen = Polynomial(), False
+        if metric in ("flops", "macs"):
+            for node, own in self.by_node.items():
+                if in_part(paths[node], part):
+                    total.add(own, 2.0 if metric == "flops" else 1.0)
+                    seen = True
+        else:
+            for name, own in self.by_tensor.items():
+                if in_part(name.rpartition(".")[0], part) and (metric == "bytes" or isinstance(tensors[name], nn.Parameter)):
+                    total.add(own, float(tensors[name].element_size()) if metric == "bytes" else 1.0)
+                    seen = True
+        if not seen:
+            known = sorted({path.partition(".")[0] for path in paths.values() if path})
+            raise BudgetError(
+                f"no module is called {part!r}", at=f"{metric}({part})", fix=f"name a module path, such as {', '.join(known[:5])}"
+            )
+        return total
 
 
 def cost(program: Program, plan: Plan | None = None) -> Cost:
@@ -147,55 +157,26 @@ def cost_model(program: Program) -> CostModel:
 
 
 def _build(analysis: Analysis) -> CostModel:
-    names = leaf_names(analysis)
-    free = {g.name: g.extent for g in groups_of(analysis).free}
-    made: dict[Axis, Polynomial] = {}
-
-    def extent(axis: Axis) -> Polynomial:
-        root = axis.root()
-        if root not in made:
-            made[root] = fold(root, leaf, _times, _plus)
-        return made[root]
-
-    def leaf(axis: Axis) -> Polynomial:
-        name = names.get(axis)
-        return Polynomial({(name,): 1.0}) if name in free else Polynomial({(): float(axis.hint)})
-
+    extent = Extents(analysis)
     macs, by_node = Polynomial(), {}
     for node, applied in analysis.applied.items():
         if not applied.line.macs:
             continue
         own = Polynomial()
         for product in applied.line.macs:
-            factors = [extent(applied.factors[name]) for name in product if name in applied.factors]
-            own.add(_times(factors))
+            own.add(product_of(extent(applied.factors[name]) for name in product if name in applied.factors))
         by_node[node] = own
         macs.add(own)
-    params, size = Polynomial(), Polynomial()
-    from torch import nn
-
+    params, size, by_tensor = Polynomial(), Polynomial(), {}
     seen: set[object] = set()
     for node in analysis.program.graph_module.graph.nodes:
         tensor = analysis.program.tensors.get(str(node.target)) if node.op == "get_attr" else None
         if tensor is None or storage_key(tensor) in seen:
             continue
         seen.add(storage_key(tensor))
-        count = _times([extent(axis) for axis in analysis.axes[node.name]])
+        count = by_tensor[str(node.target)] = product_of(extent(axis) for axis in analysis.axes[node.name])
         size.add(count, float(tensor.element_size()))
         if isinstance(tensor, nn.Parameter):
             params.add(count)
-    return CostModel(macs, params, size, by_node, free)
-
-
-def _times(factors: Iterable[Polynomial]) -> Polynomial:
-    result = Polynomial({(): 1.0})
-    for factor in factors:
-        result = result * factor
-    return result
-
-
-def _plus(terms: Iterable[Polynomial]) -> Polynomial:
-    result = Polynomial()
-    for term in terms:
-        result.add(term)
-    return result
+    dense = {g.name: g.extent for g in groups_of(analysis).free}
+    return CostModel(macs, params, size, by_node, by_tensor, dense, analysis)

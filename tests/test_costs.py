@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import optin_fx as ofx
-from optin_fx.costs import Polynomial, cost_model
+from optin_fx.costs import cost_model
+from optin_fx.polynomial import Polynomial
 from optin_fx.program import Program
 from optin_fx.testing import published
 
