@@ -61,6 +61,10 @@ class PipelineError(OptinError):
     """A pass reads something that no earlier pass has written, or its options are wrong."""
 
 
+class DistributedError(OptinError):
+    """Processes that work together do not agree on what they work on."""
+
+
 class LoweringError(OptinError):
     """A target refused to build, save, load or run an engine."""
 
