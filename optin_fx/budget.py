@@ -1,4 +1,4 @@
-"""Budgets: `flops <= 50%`, `params <= 3e6`, several at once with `and`."""
+"""Budgets: `flops <= 50%`, `params(encoder) <= 3M`, `latency <= 60% @ onnxruntime:cpu`, several at once with `and`."""
 
 from __future__ import annotations
 
@@ -6,29 +6,43 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from optin_fx.costs import Cost, CostModel
+from optin_fx.costs import METRICS, CostModel, Measure
 from optin_fx.errors import BudgetError
 from optin_fx.plan import Plan
 
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "kb": 1e3, "mb": 1e6, "gb": 1e9}
-_METRICS = ("flops", "macs", "params", "bytes")
-_HOW = "write METRIC <= NUMBER, as in 'flops <= 50%', 'params <= 3M', 'flops <= 60% and bytes <= 20MB'; metrics: flops, macs, params, bytes"
+_TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+LATENCY = "latency"
+_HOW = (
+    "write METRIC <= NUMBER, as in 'flops <= 50%', 'params <= 3M', 'flops(encoder) <= 40% and memory <= 20MB', "
+    f"'latency <= 60% @ onnxruntime:cpu'; metrics: {', '.join(METRICS)}, {LATENCY}"
+)
+_PART = re.compile(
+    r"\s*(?P<metric>\w+)\s*(?:\(\s*(?P<part>[^()]+?)\s*\))?\s*(?:<=|<|=<|≤)\s*(?P<number>[0-9.]+(?:[eE][+-]?\d+)?)\s*(?P<unit>%|[A-Za-z]*)"
+    r"\s*(?:@\s*(?P<target>[\w:.-]+))?\s*"
+)
 
 
 @dataclass(frozen=True)
 class Limit:
-    """One inequality. `relative` limits are shares of the dense cost."""
+    """One inequality.
+
+    Attributes:
+        metric: what is counted (see `costs.METRICS`), or "latency".
+        value: the bound, a share of the dense cost where `relative`, else in the metric's unit; seconds for latency.
+        part: pattern of the module paths that count; empty for the whole program.
+        target: engine that a latency is measured on.
+    """
 
     metric: str
     value: float
     relative: bool
-
-    def allowed(self, dense: Cost) -> float:
-        """The limit as an absolute cost."""
-        return self.value * getattr(dense, self.metric) if self.relative else self.value
+    part: str = ""
+    target: str = ""
 
     def __str__(self) -> str:
-        return f"{self.metric} <= {self.value:.6g}" if not self.relative else f"{self.metric} <= {100 * self.value:.6g}%"
+        number = f"{100 * self.value:.6g}%" if self.relative else f"{self.value * 1e3:.6g}ms" if self.target else f"{self.value:.6g}"
+        return f"{self.metric}{f'({self.part})' if self.part else ''} <= {number}{f' @ {self.target}' if self.target else ''}"
 
 
 @dataclass(frozen=True)
@@ -40,28 +54,88 @@ class Budget:
     def __str__(self) -> str:
         return " and ".join(map(str, self.limits))
 
-    def holds(self, cost: Cost, dense: Cost) -> bool:
-        """True if a cost meets every limit (to one part in 10^9, for rounding)."""
-        return all(getattr(cost, limit.metric) <= limit.allowed(dense) * (1 + 1e-9) for limit in self.limits)
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Engines that latencies are limited on."""
+        return tuple(dict.fromkeys(limit.target for limit in self.limits if limit.target))
 
-    def tightness(self, cost: Cost, dense: Cost) -> float:
+    def bind(self, model: CostModel, latencies: Mapping[str, Measure] | None = None) -> Bound:
+        """The budget as inequalities on a program's extents.
+
+        Args:
+            latencies: by target, seconds as a function of the extents (`latency_table.LatencyTable`).
+
+        Raises:
+            BudgetError: a part does not exist, or a latency has no table.
+        """
+        return Bound(self, model, tuple(_ceiling(limit, model, latencies or {}) for limit in self.limits))
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """A limit on a program: `measure(extents) <= allowed`; `dense` is the measure at dense extents."""
+
+    limit: Limit
+    measure: Measure
+    allowed: float
+    dense: float
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A budget on a program."""
+
+    budget: Budget
+    model: CostModel
+    ceilings: tuple[Ceiling, ...]
+
+    def holds(self, kept: Mapping[str, object] | Plan) -> bool:
+        """True if a plan, or counts per group, meets every limit (to one part in 10^9, for rounding)."""
+        return self.tightness(self.model.extents(kept)) <= 1 + 1e-9
+
+    def tightness(self, extents: Mapping[str, float]) -> float:
         """The largest ratio of a cost to its limit; at most one when the budget holds."""
-        return max(getattr(cost, limit.metric) / max(limit.allowed(dense), 1e-30) for limit in self.limits)
+        return max(c.measure(extents) / max(c.allowed, 1e-30) for c in self.ceilings)
 
-    def check(self, model: CostModel, plan: Plan) -> None:
+    def share(self) -> float:
+        """What the tightest limit leaves of the dense cost."""
+        return min(c.allowed / max(c.dense, 1e-30) for c in self.ceilings)
+
+    def price(self, name: str, extents: Mapping[str, float]) -> float:
+        """What one more unit of a group costs, as a share of each limit, the largest of them."""
+        return max(c.measure.derivative(name, extents) / max(c.allowed, 1e-30) for c in self.ceilings)
+
+    def check(self, plan: Plan) -> None:
         """Assert that a plan meets the budget.
 
         Raises:
             BudgetError: it does not.
         """
-        cost, dense = model.cost(plan), model.cost()
-        if not self.holds(cost, dense):
+        if not self.holds(plan):
             raise BudgetError(
-                f"the plan does not meet the budget {self}",
-                at=f"{cost}",
+                f"the plan does not meet the budget {self.budget}",
+                at=f"{self.model.cost(plan)}",
                 so="it was refused",
                 fix="this is a fault of the search; please report it",
             )
+
+    def refuse_unreachable(self, least: Mapping[str, int]) -> None:
+        """Refuse a budget that even the least widths do not meet.
+
+        Raises:
+            BudgetError: says the least reachable.
+        """
+        lowest = self.model.extents(least)
+        for c in self.ceilings:
+            reach = c.measure(lowest)
+            if reach > c.allowed * (1 + 1e-9):
+                raise BudgetError(
+                    f"the budget {c.limit} cannot be met",
+                    at=f"least reachable: {c.limit.metric} <= {100 * reach / c.dense:.4g}% ({reach:.6g}), "
+                    "with the least width in every prunable group",
+                    so="nothing was pruned",
+                    fix="raise the budget, allow more kinds of units, or look at what is pinned: print(ofx.group(program))",
+                )
 
 
 def parse_budget(text: str | Budget) -> Budget:
@@ -72,43 +146,66 @@ def parse_budget(text: str | Budget) -> Budget:
     """
     if isinstance(text, Budget):
         return text
-    limits = []
-    for part in re.split(r"\s+and\s+|,", str(text).strip()):
-        match = re.fullmatch(r"\s*(\w+)\s*(?:<=|<|=<|≤)\s*([0-9.]+(?:e[+-]?\d+)?)\s*(%|[a-z]*)\s*", part.lower())
-        if match is None:
-            raise BudgetError(f"cannot read the budget {text!r}", fix=_HOW)
-        metric, number, unit = match.groups()
-        if metric not in _METRICS:
-            raise BudgetError(f"cannot budget {metric!r}", at=repr(text), fix=_HOW)
-        try:
-            value = float(number)
-        except ValueError as error:
-            raise BudgetError(f"cannot read the number {number!r}", at=repr(text), fix=_HOW) from error
-        if unit == "%":
-            if not 0 < value <= 100:
-                raise BudgetError(f"{value:g}% is not a share of the dense cost", at=repr(text), fix="use a share above 0% and up to 100%")
-            limits.append(Limit(metric, value / 100, relative=True))
-        elif unit in _UNITS:
-            limits.append(Limit(metric, value * _UNITS[unit], relative=False))
-        else:
-            raise BudgetError(f"unknown unit {unit!r}", at=repr(text), fix=f"use % or one of {', '.join(u for u in _UNITS if u)}")
-    return Budget(tuple(limits))
+    return Budget(tuple(_limit(part, str(text)) for part in re.split(r"\s+and\s+|,", str(text).strip())))
 
 
-def refuse_unreachable(budget: Budget, model: CostModel, least: Mapping[str, int]) -> None:
-    """Refuse a budget that even the least widths do not meet.
+def parse_family(text: str) -> tuple[Budget, ...]:
+    """Read budgets of which one number takes several values: `flops <= 90,80,70%`. A plain budget is a family of one.
 
     Raises:
-        BudgetError: says the least reachable.
+        BudgetError: the text is not a budget.
     """
-    lowest, dense = model.cost(least), model.cost()
-    for limit in budget.limits:
-        reach = getattr(lowest, limit.metric)
-        if reach > limit.allowed(dense) * (1 + 1e-9):
-            share = reach / getattr(dense, limit.metric)
-            raise BudgetError(
-                f"the budget {limit} cannot be met",
-                at=f"least reachable: {limit.metric} <= {100 * share:.4g}% ({reach:.6g}), with the least width in every prunable group",
-                so="nothing was pruned",
-                fix="raise the budget, allow more kinds of units, or look at what is pinned: print(ofx.group(program))",
-            )
+    match = re.search(r"([0-9.eE+]+%?(?:\s*,\s*[0-9.eE+]+%?)+)\s*(%|[A-Za-z]*)", text)
+    if match is None:
+        return (parse_budget(text),)
+    unit = match.group(2)
+    numbers = [number.strip().removesuffix("%") for number in match.group(1).split(",")]
+    unit = unit or ("%" if "%" in match.group(1) else "")
+    return tuple(parse_budget(f"{text[: match.start()]}{number}{unit}{text[match.end() :]}") for number in numbers)
+
+
+def _ceiling(limit: Limit, model: CostModel, latencies: Mapping[str, Measure]) -> Ceiling:
+    if limit.metric != LATENCY:
+        measure = model.measure(limit.metric, limit.part)
+    elif limit.target in latencies:
+        measure = latencies[limit.target]
+    else:
+        raise BudgetError(
+            f"the budget {limit} needs latencies measured on {limit.target}",
+            so="no plan can be chosen by latency alone",
+            fix="use ofx.prune, which measures; or pass latencies={target: table} from optin_fx.latency_table.build",
+        )
+    dense = measure(model.extents())
+    return Ceiling(limit, measure, limit.value * dense if limit.relative else limit.value, dense)
+
+
+def _limit(text: str, whole: str) -> Limit:
+    match = _PART.fullmatch(text)
+    if match is None:
+        raise BudgetError(f"cannot read the budget {whole!r}", fix=_HOW)
+    metric, unit = match["metric"].lower(), match["unit"].lower()
+    part, target = match["part"] or "", match["target"] or ""
+    if metric not in (*METRICS, LATENCY):
+        raise BudgetError(f"cannot budget {metric!r}", at=repr(whole), fix=_HOW)
+    if bool(target) != (metric == LATENCY) or (part and target):
+        raise BudgetError(
+            f"{metric} needs the engine that it is measured on"
+            if metric == LATENCY and not target
+            else f"{metric} is not measured on an engine"
+            if target and not part
+            else "latency is measured on the whole program",
+            at=repr(whole),
+            fix=_HOW,
+        )
+    try:
+        value = float(match["number"])
+    except ValueError as error:
+        raise BudgetError(f"cannot read the number {match['number']!r}", at=repr(whole), fix=_HOW) from error
+    if unit == "%":
+        if not 0 < value <= 100:
+            raise BudgetError(f"{value:g}% is not a share of the dense cost", at=repr(whole), fix="use a share above 0% and up to 100%")
+        return Limit(metric, value / 100, True, part, target)
+    known = _TIMES if metric == LATENCY else _UNITS
+    if unit not in known:
+        raise BudgetError(f"unknown unit {unit!r}", at=repr(whole), fix=f"use % or one of {', '.join(u for u in known if u)}")
+    return Limit(metric, value * known[unit], False, part, target)

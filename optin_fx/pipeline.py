@@ -10,12 +10,13 @@ from __future__ import annotations
 import ast
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from optin_fx.costs import Measure
 from optin_fx.data import Batch, batches_of
 from optin_fx.errors import PipelineError
 from optin_fx.plan import Plan
@@ -33,6 +34,7 @@ class State:
         program: the dense program.
         data: calibration batches.
         scores, plan, small: results of the stages.
+        latencies: by target, seconds as a function of the groups' extents, for budgets on latency.
         log: (pass, seconds) of every pass that ran.
     """
 
@@ -41,6 +43,7 @@ class State:
     scores: Scores | None = None
     plan: Plan | None = None
     small: Program | None = None
+    latencies: Mapping[str, Measure] | None = None
     log: tuple[tuple[str, float], ...] = ()
 
 

@@ -1,0 +1,169 @@
+"""What a search chooses from: how many units each group may keep, what they are worth, and what the budget allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from typing import ClassVar
+
+import torch
+
+from optin_fx.budget import Bound, parse_budget
+from optin_fx.costs import Measure, cost_model
+from optin_fx.errors import BudgetError
+from optin_fx.groups import Group, group
+from optin_fx.pipeline import SearchPass, State
+from optin_fx.plan import Plan, make_plan
+from optin_fx.program import Program
+from optin_fx.scores import Scores, check
+
+INSIDE_HEADS = ("qk-dim", "v-dim", "head-dim", "rotary-pair")
+"""Kinds that shrink every head of a layer at once. Off by default: engines run odd head widths slowly."""
+
+Counts = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Space:
+    """The choices of a search.
+
+    Attributes:
+        program, bound: what is pruned, and its budget.
+        groups: the groups that may shrink, by name.
+        order: per group its units, best first. gains: their scores in that order, not below zero.
+        least: fewest units to keep. step: widths between `least` and the extent are multiples of this.
+        additive: the scores estimate losses, so that they may be added up and compared between groups.
+    """
+
+    program: Program
+    bound: Bound
+    groups: Mapping[str, Group]
+    order: Mapping[str, torch.Tensor]
+    gains: Mapping[str, torch.Tensor]
+    least: Mapping[str, int]
+    step: Mapping[str, int]
+    additive: bool = True
+    prefix: Mapping[str, torch.Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        sums = {name: torch.cat([torch.zeros(1, dtype=torch.float64), gains.cumsum(0)]) for name, gains in self.gains.items()}
+        object.__setattr__(self, "prefix", sums)
+
+    def whole(self) -> Counts:
+        """Every group as it is."""
+        return {name: g.extent for name, g in self.groups.items()}
+
+    def value(self, counts: Mapping[str, int]) -> float:
+        """Score kept."""
+        return sum(float(self.prefix[name][count]) for name, count in counts.items())
+
+    def round_down(self, name: str, count: int) -> int:
+        """The nearest width that may be chosen, from below."""
+        step = self.step[name]
+        return count if count >= self.groups[name].extent else max(self.least[name], count // step * step)
+
+    def choices(self, name: str) -> list[int]:
+        """All widths that may be chosen, ascending."""
+        least, step, extent = self.least[name], self.step[name], self.groups[name].extent
+        return sorted({least, extent, *range(-(-max(least, 1) // step) * step, extent, step)})
+
+    def spend(self, counts: Counts, worth: Mapping[str, torch.Tensor]) -> None:
+        """Fill what is left of the budget, in place, step by step in the order of the next units' worth."""
+        open_groups = {name for name in self.groups if counts[name] < self.groups[name].extent}
+        while open_groups:
+            name = max(sorted(open_groups), key=lambda n: float(worth[n][counts[n]]))
+            step = min(self.step[name] - counts[name] % self.step[name], self.groups[name].extent - counts[name])
+            counts[name] += step
+            if not self.bound.holds(counts):
+                counts[name] -= step
+                open_groups.discard(name)
+            elif counts[name] >= self.groups[name].extent:
+                open_groups.discard(name)
+
+    def prices(self, counts: Mapping[str, int]) -> dict[str, float]:
+        """What one more unit of each group costs at some counts, as a share of the budget; above zero."""
+        extents = self.bound.model.extents(counts)
+        return {name: max(self.bound.price(name, extents), 1e-30) for name in self.groups}
+
+
+@dataclass(frozen=True)
+class BudgetedSearch(SearchPass):
+    """Base of the searches: subclasses define `choose(space) -> counts`; the best units of each group stay.
+
+    Attributes:
+        budget: see `optin_fx.budget`.
+        kinds: kinds of units to prune; empty means all but those inside heads (qk-dim, v-dim, head-dim, rotary-pair).
+        freeze: patterns (fnmatch) of group names to leave whole.
+        min_keep: least share of every group's units to keep (at least one unit; at 0, whole residual branches may go).
+        min_width: least number of units to keep in every group.
+        align: widths are multiples of this where the extent allows; 1 is free choice. Applies to groups of at least 4 x align units.
+    """
+
+    budget: str = "flops <= 50%"
+    kinds: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
+    min_keep: float = 0.05
+    min_width: int = 0
+    align: int = 1
+
+    abstract: ClassVar[bool] = True
+
+    def choose(self, space: Space) -> Counts:
+        """How many units each group keeps."""
+        raise TypeError(f"{type(self).__name__} does not say how it chooses: define choose()")
+
+    def apply(self, state: State) -> State:
+        """Search a plan for the program, scores and measured latencies of a state."""
+        assert state.scores is not None
+        return replace(state, plan=self.plan(self.space(state.program, state.scores, state.latencies), state.scores))
+
+    def search(self, program: Program, scores: Scores) -> Plan:
+        """See the class."""
+        return self.plan(self.space(program, scores), scores)
+
+    def plan(self, space: Space, scores: Scores) -> Plan:
+        """The checked plan of a space."""
+        counts = self.choose(space)
+        kept = {name: space.order[name][:count].tolist() for name, count in counts.items()}
+        cost = space.bound.model.cost(kept)
+        plan = make_plan(
+            space.program,
+            kept,
+            predicted={"flops": cost.flops, "params": cost.params, "bytes": cost.bytes},
+            provenance={"search": str(self), "score": scores.method, "budget": str(space.bound.budget)},
+        )
+        space.bound.check(plan)
+        return plan
+
+    def space(self, program: Program, scores: Scores, latencies: Mapping[str, Measure] | None = None) -> Space:
+        """What may be chosen.
+
+        Raises:
+            BudgetError: nothing may be pruned, or the budget cannot be met.
+        """
+        groups = group(program)
+        check(scores, groups)
+        chosen = {g.name: g for g in groups.free if self._may_prune(g)}
+        if not chosen:
+            raise BudgetError("no group may be pruned", so="no budget below 100% can be met", fix="allow more kinds, or freeze less")
+        bound = parse_budget(self.budget).bind(cost_model(program), latencies)
+        step = {name: self.align if g.extent >= 4 * self.align else 1 for name, g in chosen.items()}
+        least = self.least(chosen, step, self.min_keep)
+        bound.refuse_unreachable(least)
+        order = {name: torch.argsort(scores[name], descending=True, stable=True) for name in chosen}
+        gains = {name: scores[name][units].double().clamp_min(0) for name, units in order.items()}
+        return Space(program, bound, chosen, order, gains, least, step, scores.additive)
+
+    def least(self, groups: Mapping[str, Group], step: Mapping[str, int], share: float) -> Counts:
+        """Fewest units of each group, as a share of its extent and by the options."""
+        found = {}
+        for name, g in groups.items():
+            floor = max(0 if g.removable and share == 0 else 1, round(share * g.extent), min(self.min_width, g.extent))
+            found[name] = min(g.extent, -(-floor // step[name]) * step[name])
+        return found
+
+    def _may_prune(self, g: Group) -> bool:
+        if any(fnmatch(g.name, pattern) for pattern in self.freeze):
+            return False
+        return g.kind in self.kinds if self.kinds else g.kind not in INSIDE_HEADS
