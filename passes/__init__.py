@@ -1,5 +1,6 @@
 """The passes: policy, one decision per file. File, class and command-line name are the same; the prefix is the stage."""
 
+from optin_fx.passes.rearrange_fisher import RearrangeFisher
 from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct
 from optin_fx.passes.rewrite_slice import RewriteSlice
 from optin_fx.passes.score_fisher import ScoreFisher
@@ -7,9 +8,11 @@ from optin_fx.passes.score_magnitude import ScoreMagnitude
 from optin_fx.passes.score_random import ScoreRandom
 from optin_fx.passes.score_trajectory import ScoreTrajectory
 from optin_fx.passes.score_trajectory_sketch import ScoreTrajectorySketch
+from optin_fx.passes.search_kwon import SearchKwon
 from optin_fx.passes.search_rank import SearchRank
 
 __all__ = [
+    "RearrangeFisher",
     "RewriteReconstruct",
     "RewriteSlice",
     "ScoreFisher",
@@ -17,5 +20,6 @@ __all__ = [
     "ScoreRandom",
     "ScoreTrajectory",
     "ScoreTrajectorySketch",
+    "SearchKwon",
     "SearchRank",
 ]
