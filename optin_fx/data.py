@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,3 +138,25 @@ def take(batch: Batch, start: int, stop: int) -> Batch:
 
     args, kwargs, labels = pytree.tree_map(cut, (batch.args, dict(batch.kwargs), batch.labels))
     return Batch(args, kwargs, labels)
+
+
+def first_samples(batches: Sequence[Batch], count: int, *, needed_for: str) -> list[Batch]:
+    """The first `count` samples of some batches; the last batch is cut.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    found: list[Batch] = []
+    left = count
+    for batch in batches:
+        if left <= 0:
+            break
+        found.append(batch if rows(batch) <= left else take(batch, 0, left))
+        left -= rows(batch)
+    if left > 0:
+        raise DataError(
+            f"the calibration data runs out after {count - left} samples",
+            so=f"{needed_for} was asked for {count}",
+            fix="pass more data, or ask for fewer samples",
+        )
+    return found

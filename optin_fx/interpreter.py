@@ -21,7 +21,8 @@ from optin_fx.dims import Axis, leaves, spread
 from optin_fx.groups import groups_of, leaf_names
 from optin_fx.program import Program
 
-Observe = Callable[[Consumer, torch.Tensor], None]
+Observe = Callable[[Consumer, torch.Tensor, Callable[[int], torch.Tensor]], None]
+"""Called with a consumer, the gated tensor that it is about to read, and a function that gives the call's other operands by number."""
 
 
 def flat_inputs(program: Program, batch: Batch) -> list[Any]:
@@ -30,13 +31,18 @@ def flat_inputs(program: Program, batch: Batch) -> list[Any]:
     return pytree.tree_leaves((batch.args, kwargs), is_leaf=lambda x: x is None)
 
 
+def device_of(program: Program) -> torch.device:
+    """Where a program's weights are; the CPU for one without any."""
+    return next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
+
+
 class Runner(fx.Interpreter):
     """Executes a program's graph; see the module's text.
 
     Args:
         program: what to run.
         gates: group name to a vector `[extent]` or `[batch, extent]`.
-        observe: called with every consumer and the (gated) tensor that it is about to read.
+        observe: called at every consumer; see `Observe`.
         taps: node names whose results are to be kept in `tapped`.
     """
 
@@ -76,12 +82,17 @@ class Runner(fx.Interpreter):
         else:
             fetched, named = self.fetch_args_kwargs_from_env(n)
             args, kwargs = list(fetched), dict(named)
+            operands = self.analysis.applied[n.name].call.operands
+
+            def operand_of(number: int) -> torch.Tensor:
+                found: torch.Tensor = read(n, args, kwargs, operands[number].name, operands[number].index)
+                return found
+
             for consumer in consumers:
-                operand = self.analysis.applied[n.name].call.operands[consumer.operand]
-                value = read(n, args, kwargs, operand.name, operand.index)
-                value = self.gated(consumer, value)
+                operand = operands[consumer.operand]
+                value = self.gated(consumer, operand_of(consumer.operand))
                 if self.observe is not None:
-                    self.observe(consumer, value)
+                    self.observe(consumer, value, operand_of)
                 write(n, args, kwargs, operand.name, operand.index, value)
             result = self.call_function(n.target, tuple(args), kwargs)
         if n.name in self.wanted:

@@ -12,12 +12,13 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from types import FunctionType
 from typing import Any, ClassVar, TypeVar
 
 import torch
 
 from optin_fx.costs import Measure
-from optin_fx.data import Batch, batches_of
+from optin_fx.data import Batch, batches_of, first_samples
 from optin_fx.errors import PipelineError
 from optin_fx.plan import Plan
 from optin_fx.program import Program
@@ -78,7 +79,7 @@ class Pass:
         for option in fields(self):
             value = getattr(self, option.name)
             if value != option.default:
-                shown.append(f"{option.name}={value}")
+                shown.append(f"{option.name}={_shown(value)}")
         return self.name() + (f"{{{', '.join(shown)}}}" if shown else "")
 
     def apply(self, state: State) -> State:
@@ -86,9 +87,19 @@ class Pass:
         raise TypeError(f"{type(self).__name__} does not say what it does: define apply()")
 
 
+def _shown(value: Any) -> str:
+    """An option's value as text; a function by its name, which says more than its address."""
+    return f"{value.__module__}:{value.__qualname__}" if isinstance(value, FunctionType) else str(value)
+
+
 @dataclass(frozen=True)
 class ScorePass(Pass):
-    """A criterion. Subclasses define `score(program, batches) -> {group: tensor}`."""
+    """A criterion. Subclasses define `score(program, batches) -> {group: tensor}`.
+
+    Attributes:
+        normalise: how scores are made comparable between groups, see `Scores.normalised`; "none" leaves them as they are.
+        samples: use so many samples of the data, the first ones; None uses all.
+    """
 
     abstract: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("program",)
@@ -96,23 +107,38 @@ class ScorePass(Pass):
     needs_data: ClassVar[bool] = True
     additive: ClassVar[bool] = True
 
+    normalise: str = field(default="none", kw_only=True)
+    samples: int | None = field(default=None, kw_only=True)
+
     def score(self, program: Program, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
         """Scores of every prunable group, `[extent]` each, higher = keep."""
         raise TypeError(f"{type(self).__name__} does not say how it scores: define score()")
 
     def apply(self, state: State) -> State:
         """Score the program of a state."""
+        from optin_fx.digests import facts_of
+        from optin_fx.execution import current, running
+        from optin_fx.placement import placed
+
+        batches = batches_of(state.program, state.data, needed_for=self.name()) if self.needs_data or state.data is not None else []
+        if self.samples is not None:
+            batches = first_samples(batches, self.samples, needed_for=self.name())
+        facts = facts_of(state.program, batches, self)
+        program, moved = placed(state.program, batches, current().device)
+        with running(self.name(), facts):
+            found = self.score(program, moved)
+        return replace(state, scores=self._scores(state.program, found, {"batches": len(batches), **facts}))
+
+    def _scores(self, program: Program, found: dict[str, torch.Tensor], facts: dict[str, Any]) -> Scores:
         from optin_fx.groups import group
         from optin_fx.scores import check
 
-        batches = batches_of(state.program, state.data, needed_for=self.name()) if self.needs_data or state.data is not None else []
-        found = self.score(state.program, batches)
         values = {name: value.detach().double().cpu() for name, value in found.items() if not name.startswith("extra/")}
         extra = {name[6:]: value.detach().cpu() for name, value in found.items() if name.startswith("extra/")}
-        groups = group(state.program)
-        scores = Scores(values, str(self), groups.fingerprint, self.additive, extra, {"batches": len(batches)})
+        groups = group(program)
+        scores = Scores(values, str(self), groups.fingerprint, self.additive, extra, facts)
         check(scores, groups)
-        return replace(state, scores=scores)
+        return scores.normalised(self.normalise, program)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from optin_fx.errors import LoadError, SaveError, ScoreError
 from optin_fx.groups import Groups
+from optin_fx.program import Program
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,22 @@ class Scores:
         for name, v in self.values.items():
             lines.append(f"  {name:<{width}}  {len(v):>6} units  min {v.min():.3e}  median {v.median():.3e}  max {v.max():.3e}")
         return "\n".join(lines)
+
+    def normalised(self, how: str, program: Program) -> Scores:
+        """The scores made comparable between groups in a named way; what a search then ranks across all groups.
+
+        Args:
+            how: `none`; `mean`: divided by the group's mean; `max`: by its largest; `sum`: to a sum of one per group (a group with more
+                units has smaller ones); `rank`: the place within the group, from 0 to 1; `z`: deviations from the group's mean; `kind`: divided
+                by the mean over all groups of the same kind, so that heads and neurons meet at one scale and layers keep their differences;
+                `flops`: divided by what one unit costs in the dense program.
+
+        Raises:
+            ScoreError: there is no such way.
+        """
+        from optin_fx.normalising import normalised
+
+        return self if how == "none" else replace(self, values=normalised(self.values, how, program), additive=False)
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file; the facts are in its metadata.

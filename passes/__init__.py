@@ -3,11 +3,14 @@
 from optin_fx.passes.rearrange_fisher import RearrangeFisher
 from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct
 from optin_fx.passes.rewrite_slice import RewriteSlice
+from optin_fx.passes.score_activation import ScoreActivation
 from optin_fx.passes.score_fisher import ScoreFisher
 from optin_fx.passes.score_magnitude import ScoreMagnitude
 from optin_fx.passes.score_random import ScoreRandom
+from optin_fx.passes.score_taylor import ScoreTaylor
 from optin_fx.passes.score_trajectory import ScoreTrajectory
 from optin_fx.passes.score_trajectory_sketch import ScoreTrajectorySketch
+from optin_fx.passes.score_wanda import ScoreWanda
 from optin_fx.passes.search_kwon import SearchKwon
 from optin_fx.passes.search_rank import SearchRank
 
@@ -15,11 +18,14 @@ __all__ = [
     "RearrangeFisher",
     "RewriteReconstruct",
     "RewriteSlice",
+    "ScoreActivation",
     "ScoreFisher",
     "ScoreMagnitude",
     "ScoreRandom",
+    "ScoreTaylor",
     "ScoreTrajectory",
     "ScoreTrajectorySketch",
+    "ScoreWanda",
     "SearchKwon",
     "SearchRank",
 ]

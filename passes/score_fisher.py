@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from optin_fx.data import Batch
-from optin_fx.errors import DataError
-from optin_fx.gradients import squared_gate_gradients
-from optin_fx.interpreter import Runner
-from optin_fx.outputs import OutputTerm, output_terms
+from optin_fx.gradients import gate_gradients
+from optin_fx.objectives import Loss, found_loss, of_draws, of_labels, use_labels
 from optin_fx.pipeline import ScorePass
 from optin_fx.program import Program
 
@@ -26,59 +23,31 @@ class ScoreFisher(ScorePass):
     forward and `draws` backward passes over the data. With labels it is the empirical Fisher of the cross-entropy; without,
     labels are drawn from the model's own outputs, which gives the true Fisher, twice the KL divergence at second order.
 
+    A head's gate is one number, so its gradient is the sum over the head's dims, cross terms included.
+
     Attributes:
         labels: "auto" uses the batches' labels if all have them; "given" demands them; "sampled" never uses them.
         draws: labels drawn per sample when they are sampled.
         seed: of the draws.
-        loss: a user's own loss, `loss(outputs, labels) -> scalar summed over samples`; outputs are the model's flat outputs.
-        keep_samples: keep per-sample gradients for block-Fisher rearrangement.
+        loss: a loss of your own, `loss(outputs, labels) -> scalar summed over samples`, or its place `package.module:function`.
+        keep_samples: keep the gradients g of every sample as `extra["gradients/<group>"]`, `[samples x draws, units]`
+            float32. The block Fisher of a set P of units, which rearrangement reads, is `E_n (sum_{u in P} g_nu)^2`.
     """
 
     labels: str = "auto"
     draws: int = 4
     seed: int = 0
-    loss: Callable[[list[torch.Tensor], object], torch.Tensor] | None = None
+    loss: Loss | str | None = None
     keep_samples: bool = False
+
+    def __post_init__(self) -> None:
+        if self.labels not in ("auto", "given", "sampled") or self.draws < 1:
+            raise ValueError("labels is one of auto, given, sampled; draws at least 1")
 
     def score(self, program: Program, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
         """Half the mean squared gate gradient."""
-        labelled = all(batch.labels is not None for batch in batches)
-        if (self.labels == "given" or self.loss is not None) and not labelled:
-            missing = next(i for i, batch in enumerate(batches) if batch.labels is None)
-            raise DataError(
-                "score-fisher was asked to use labels, and a batch has none",
-                at=f"batch {missing}",
-                fix="add a 'labels' entry to every batch, or use labels=sampled",
-            )
-        generator = torch.Generator().manual_seed(self.seed)
-        terms = output_terms(program)
-        use_labels = labelled and self.labels != "sampled"
-
-        def objective(runner: Runner, outputs: list[torch.Tensor], batch: Batch) -> Iterable[tuple[str, torch.Tensor]]:
-            if self.loss is not None:
-                yield "loss", self.loss(outputs, batch.labels)
-            elif use_labels:
-                yield "loss", sum_of_cross_entropies(outputs, terms, batch.labels)
-            else:
-                for _ in range(self.draws):
-                    yield "loss", torch.stack([term.log_likelihood(outputs[term.index], generator) for term in terms]).sum()
-
-        found = squared_gate_gradients(program, batches, objective, keep_samples=self.keep_samples)
-        result = {name: 0.5 * value for name, value in found["loss"].items()}
-        for name, value in found.get("loss/samples", {}).items():
-            result[f"extra/gradients/{name}"] = value
-        return result
-
-
-def sum_of_cross_entropies(outputs: list[torch.Tensor], terms: Sequence[OutputTerm], labels: object) -> torch.Tensor:
-    """Cross-entropy summed over samples (and tokens) for logits, squared error for features."""
-    several = labels if isinstance(labels, (tuple, list)) else [labels]
-    total = torch.zeros(())
-    for term, target in zip(terms, several, strict=False):
-        value = outputs[term.index].movedim(term.classes, -1).float()
-        target = torch.as_tensor(target)
-        if term.kind == "logits":
-            total = total + F.cross_entropy(value.reshape(-1, value.shape[-1]), target.reshape(-1).long(), reduction="sum")
-        else:
-            total = total + 0.5 * (value.flatten() - target.flatten().to(value.dtype)).square().sum()
-    return total
+        labelled = use_labels(batches, self.labels, demanded=self.loss is not None, needed_for=self.name())
+        objective = of_labels(program, found_loss(self.loss)) if labelled else of_draws(program, self.draws)
+        found = gate_gradients(program, batches, objective, keep_samples=self.keep_samples, seed=self.seed)["loss"]
+        result = {name: 0.5 * value for name, value in found.squared.items()}
+        return result | {f"extra/gradients/{name}": value for name, value in found.samples.items()}

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from optin_fx.analysis import analyse
 from optin_fx.data import Batch, rows
 from optin_fx.dims import Axis
+from optin_fx.finite import refuse_non_finite
 from optin_fx.groups import Group, group, leaf_names
 from optin_fx.interpreter import Runner, flat_inputs
 from optin_fx.layers import Layer, later_layers, layers_of
@@ -75,6 +76,7 @@ class ScoreTrajectory(ScorePass):
         terms, taps, n = output_terms(program), tuple(layer.node for layer in layers), rows(batch)
         dense = Runner(program, taps=taps)
         outputs = dense(batch)
+        refuse_non_finite(program, batch, outputs, number)
         picks = {layer.node: self._pick(layer, dense.tapped[layer.node], number) for layer in layers}
         mask = token_mask(program, batch)
         grams = {layer.node: _gram(layer, dense.tapped[layer.node], picks[layer.node], mask, 1) for layer in layers}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from optin_fx.data import Batch
-from optin_fx.gradients import squared_gate_gradients
+from optin_fx.gradients import gate_gradients
 from optin_fx.groups import group
 from optin_fx.interpreter import Runner
 from optin_fx.layers import Layer, later_layers, layers_of
@@ -54,23 +54,24 @@ class ScoreTrajectorySketch(ScorePass):
         """Squared gate gradients of probed Gram matrices and of drawn log-likelihoods."""
         layers = layers_of(program)
         used = layers[-1:] if self.depth == "last" else layers
-        generator = torch.Generator().manual_seed(self.seed)
         terms = output_terms(program)
 
-        def objective(runner: Runner, outputs: list[torch.Tensor], batch: Batch) -> Iterable[tuple[str, torch.Tensor]]:
+        def objective(
+            runner: Runner, outputs: list[torch.Tensor], batch: Batch, generator: torch.Generator
+        ) -> Iterable[tuple[str, torch.Tensor]]:
             mask = token_mask(program, batch)
             for _ in range(self.probes):
                 if used:
                     yield "distance", torch.stack([self._probe(layer, runner.tapped[layer.node], mask, generator) for layer in used]).sum()
                 yield "output", torch.stack([term.log_likelihood(outputs[term.index], generator) for term in terms]).sum()
 
-        found = squared_gate_gradients(program, batches, objective, taps=tuple(layer.node for layer in used))
+        found = gate_gradients(program, batches, objective, taps=tuple(layer.node for layer in used), seed=self.seed)
         later = later_layers(program, used) if self.depth == "mean" else {}
         result = {}
         for g in group(program).free:
             none = torch.zeros(g.extent, dtype=torch.float64)
-            distance = found["distance"][g.name] if "distance" in found else none
-            output = 0.5 * found["output"][g.name] if "output" in found else none
+            distance = found["distance"].squared[g.name] if "distance" in found else none
+            output = 0.5 * found["output"].squared[g.name] if "output" in found else none
             result[g.name] = distance / max(later.get(g.name, 1), 1) + self.lam * output
         return result
 

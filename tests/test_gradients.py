@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import nn
 import optin_fx as ofx
 from optin_fx.data import Batch
 from optin_fx.errors import ScoreError
-from optin_fx.gradients import squared_gate_gradients
+from optin_fx.gradients import gate_gradients
 from optin_fx.interpreter import Runner
 from optin_fx.layers import layers_of
 
@@ -60,11 +62,11 @@ def test_per_sample_gates_give_per_sample_gradients(program: ofx.Program) -> Non
     """One backward pass over the batch equals one per sample."""
     data = program.args[0]
 
-    def objective(_: Runner, outputs: list[torch.Tensor], __: Batch) -> list[tuple[str, torch.Tensor]]:
+    def objective(_: Runner, outputs: list[torch.Tensor], __: Batch, ___: torch.Generator) -> list[tuple[str, torch.Tensor]]:
         return [("loss", outputs[0].square().sum())]
 
-    together = squared_gate_gradients(program, [Batch((data,))], objective)["loss"]
-    apart = squared_gate_gradients(program, [Batch((row[None],)) for row in data], objective)["loss"]
+    together = gate_gradients(program, [Batch((data,))], objective)["loss"].squared
+    apart = gate_gradients(program, [Batch((row[None],)) for row in data], objective)["loss"].squared
     for name in together:
         assert together[name].max() > 0
         assert torch.allclose(together[name], apart[name], rtol=1e-6)
@@ -115,7 +117,7 @@ def test_the_output_term_is_the_divergence_at_second_order(program: ofx.Program)
 
 def test_an_objective_must_be_a_scalar(program: ofx.Program) -> None:
     with pytest.raises(ScoreError) as caught:
-        squared_gate_gradients(program, [Batch(program.args)], lambda _, outputs, __: [("mine", outputs[0])])
+        gate_gradients(program, [Batch(program.args)], lambda _, outputs, __, ___: [("mine", outputs[0])])
     assert str(caught.value) == "the objective 'mine' has shape (4, 3)\n  fix return a scalar, summed over samples"
 
 
@@ -125,9 +127,36 @@ def test_non_finite_activations_are_named(program: ofx.Program) -> None:
     with pytest.raises(ScoreError) as caught:
         ofx.score(program, "trajectory-sketch", data=[broken])
     assert str(caught.value) == (
-        "the model's outputs contain NaN\n  at  batch 0\n  so  units cannot be ranked\n"
-        "  fix the first NaN is made by %x; mend the data or the model there"
+        "the model's outputs are not finite\n  at  batch 0\n  so  units cannot be ranked\n  fix the input x holds NaN; mend the data"
     )
+
+
+class Overflowing(nn.Module):
+    """Makes an infinity at one place, and NaN of it later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.head = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.fc1(x))
+        x = torch.exp(x * 1000.0)  # overflows
+        return self.head(F.relu(self.fc2(x - x)))
+
+
+@pytest.mark.parametrize("method", ["fisher", "taylor", "activation", "trajectory", "trajectory-sketch"])
+def test_the_first_node_that_overflows_is_named_with_its_line(method: str) -> None:
+    program = ofx.trace(Overflowing(), (torch.rand(3, 4),))
+    with pytest.raises(ScoreError) as caught:
+        ofx.score(program, method, data=[torch.rand(3, 4), 100 * torch.rand(3, 4)])
+    line = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "# overflows" in text)
+    assert caught.value.at == "batch 0"
+    assert caught.value.fix == f"the first infinity is made by %exp, test_gradients.py:{line}; mend the data or the model there"
+
+
+def test_an_objective_must_depend_on_the_outputs(program: ofx.Program) -> None:
+    with pytest.raises(ScoreError, match="does not depend on the model's outputs"):
+        gate_gradients(program, [Batch(program.args)], lambda _, outputs, __, ___: [("mine", outputs[0].detach().sum())])
 
 
 def test_layers_are_the_blocks_ends(program: ofx.Program) -> None:
