@@ -1,0 +1,6 @@
+"""Other people's methods, for comparison, as passes; importing this package registers them. What they share with ours is ours."""
+
+from .torch_pruning import TorchPruning
+from .uniform import SearchUniform
+
+__all__ = ["SearchUniform", "TorchPruning"]

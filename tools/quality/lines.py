@@ -1,0 +1,40 @@
+"""The methods that the quality table compares: criteria of this project under its search, and the peers in their own pipelines."""
+
+from __future__ import annotations
+
+from .methods import Method
+
+RANK, SLICE, REFIT = "search-rank", "rewrite-slice", "rewrite-reconstruct"
+
+OURS = {
+    "random": "score-random",
+    "magnitude": "score-magnitude",
+    "activation": "score-activation",
+    "wanda": "score-wanda",
+    "taylor": "score-taylor",
+    "fisher": "score-fisher",
+    "reconstruction": "score-reconstruction",
+    "trajectory-sketch, sum": "score-trajectory-sketch{depth=sum}",
+    "trajectory-sketch, last": "score-trajectory-sketch{depth=last}",
+    "trajectory-sketch": "score-trajectory-sketch",
+}
+"""Criteria by name. The last one is the default of `ofx.prune`."""
+
+CRITERIA = (
+    *(Method(f"{name} + refit", f"{score} | {RANK} | {REFIT}") for name, score in OURS.items()),
+    *(Method(name, f"{score} | {RANK} | {SLICE}") for name, score in OURS.items()),
+)
+
+PEERS = (
+    Method("uniform width, magnitude", f"score-magnitude | search-uniform | {SLICE}", peer=True),
+    Method("uniform width, magnitude + refit", f"score-magnitude | search-uniform | {REFIT}", peer=True),
+    Method("CORP-style", f"score-activation{{moment=energy}} | search-uniform | {REFIT}{{target=output, sequential=False}}", peer=True),
+    Method("Kwon et al., full", "score-fisher{keep_samples=True} | search-kwon | rearrange | tune", peer=True),
+    Method("OPTIN as published", "score-trajectory{lam=0.1} | search-kwon | rewrite-slice", peer=True, tasks=("mnist-vit", "mnist-resnet")),
+    Method("K-prune", "k-prune", peer=True, tasks=("mnist-vit", "reviews", "spans")),
+    Method("torch-pruning, magnitude", "torch-pruning{importance=magnitude}", peer=True),
+    Method("torch-pruning, Taylor", "torch-pruning{importance=taylor}", peer=True),
+    Method("torch-pruning, OBD-C (Hessian)", "torch-pruning{importance=hessian}", peer=True),
+)
+
+METHODS = CRITERIA + PEERS
