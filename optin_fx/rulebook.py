@@ -333,10 +333,28 @@ def pointwise(call: Call) -> Line:
 
 
 def _adds_activations(call: Call) -> bool:
-    """True for a sum of two computed tensors, the mark of a residual stream."""
-    if call.op.overloadpacket not in (torch.ops.aten.add, torch.ops.aten.add_):
+    """True for a sum of two computed tensors, the mark of a residual stream.
+
+    A sum inside an activation function that is written out (`x + 0.044715 * x**3` in a tanh GELU) is none: there one addend is an
+    entry-by-entry function of the other.
+    """
+    if call.op.overloadpacket not in (torch.ops.aten.add, torch.ops.aten.add_) or len(call.operands) != 2:
         return False
-    return len(call.operands) == 2 and all(o.node.op == "call_function" and o.shape == call.results[0] for o in call.operands)
+    if not all(o.node.op == "call_function" and o.shape == call.results[0] for o in call.operands):
+        return False
+    one, other = (operand.node for operand in call.operands)
+    return one not in _pointwise_sources(other) and other not in _pointwise_sources(one)
+
+
+def _pointwise_sources(node: fx.Node) -> set[fx.Node]:
+    """What a value is an entry-by-entry function of, within the few ops of an activation function."""
+    found: set[fx.Node] = set()
+    front = [node]
+    for _ in range(4):
+        behind = [n for n in front if isinstance(n.target, OpOverload) and torch.Tag.pointwise in n.target.tags]
+        front = [source for n in behind for source in n.all_input_nodes]
+        found.update(front)
+    return found
 
 
 def shape_of_term(term: Term, extents: Mapping[str, int]) -> int:

@@ -137,3 +137,22 @@ def test_time_grows_linearly() -> None:
 
 def test_the_user_sees_groups_through_the_package() -> None:
     assert ofx.group is group
+
+
+class WrittenOutGelu(nn.Module):
+    """The tanh GELU as older models spell it: a sum inside the activation, and one around the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.down, self.head = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        h = self.up(x)
+        h = h * 0.5 * (1 + torch.tanh(0.7978845608 * (h + 0.044715 * h.pow(3))))
+        return self.head(x + self.down(h))
+
+
+def test_a_sum_inside_an_activation_is_no_residual_stream() -> None:
+    kinds = {g.name.split(":")[0]: g.kind for g in group(trace(WrittenOutGelu(), (torch.randn(3, 4),))).free}
+    assert kinds == {"stem": "residual", "up": "neuron"}
