@@ -155,4 +155,4 @@ class WrittenOutGelu(nn.Module):
 
 def test_a_sum_inside_an_activation_is_no_residual_stream() -> None:
     kinds = {g.name.split(":")[0]: g.kind for g in group(trace(WrittenOutGelu(), (torch.randn(3, 4),))).free}
-    assert kinds == {"stem": "residual", "up": "neuron"}
+    assert kinds == {"residual": "residual", "up": "neuron"}
