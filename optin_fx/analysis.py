@@ -19,7 +19,7 @@ from torch import fx
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
-from optin_fx.attributes import storage_key
+from optin_fx.attributes import memory_order, overlapping, storage_key
 from optin_fx.dims import SYMBOLIC, Axis, Pin, atom, leaves, pin, product, total, unify
 from optin_fx.errors import RuleError
 from optin_fx.program import Program
@@ -157,29 +157,57 @@ class Analysis:
 
     def run(self) -> Analysis:
         """Walk the graph in order. Called once, by `analyse`."""
-        tied: dict[Any, list[Axis]] = {}
+        self._tie()
         for node in self.program.graph_module.graph.nodes:
             if node.op == "get_attr":
-                tensor = self.program.tensors.get(str(node.target))
-                if tensor is not None:
-                    key = storage_key(tensor)
-                    if key not in tied:
-                        tied[key] = self.fresh(tensor.shape)
-                    self.axes[node.name] = tied[key]
+                if str(node.target) in self._stored:
+                    self.axes[node.name] = self._stored[str(node.target)]
             elif node.op == "placeholder":
                 shape = self.shape_of(node)
                 if isinstance(shape, tuple):
                     axes = self.axes[node.name] = self.fresh(shape)
-                    self._pin_all(axes, Pin("an input of the model", node.name))
+                    given = node.name in self.program.state_inputs
+                    self._pin_all(axes, Pin("a cache that is passed in" if given else "an input of the model", node.name))
                     if axes:
                         self.batch.append(axes[0])
             elif node.op == "output":
-                for value in node.all_input_nodes:
-                    self._pin_all(self.axes.get(value.name), Pin("an output of the model", value.name))
+                self._outputs(node)
             elif node.op == "call_function":
                 self._call(node)
         self._pin_sums_over_symbols()
         return self
+
+    def _tie(self) -> None:
+        """Axes of all stored tensors: tied ones share them, and ones that overlap in any other way keep their extents."""
+        tensors = self.program.tensors
+        tied: dict[Any, list[Axis]] = {}
+        self._stored: dict[str, list[Axis]] = {}
+        for name, tensor in tensors.items():
+            order = memory_order(tensor)
+            known = tied.setdefault(storage_key(tensor), self.fresh(tensor.shape[d] for d in order))
+            axes = self._stored[name] = self.fresh(tensor.shape)
+            for d, axis in zip(order, known, strict=True):
+                axes[d] = axis
+        names = {id(tensor): name for name, tensor in tensors.items()}
+        for cluster in overlapping(tensors.values()):
+            if len({storage_key(tensor) for tensor in cluster}) > 1:
+                first = names[id(cluster[0])]
+                for tensor in cluster:
+                    self._pin_all(self._stored[names[id(tensor)]], Pin(f"it shares memory with {first} in another form"))
+
+    def _outputs(self, node: fx.Node) -> None:
+        """What is returned keeps its extents, but for caches, which only the next call reads."""
+        state = self.program.state_outputs
+        for place, value in enumerate(flat_outputs(node)):
+            if not isinstance(value, fx.Node):
+                continue
+            axes = self.axes.get(value.name)
+            if place not in state:
+                self._pin_all(axes, Pin("an output of the model", value.name))
+                continue
+            for axis in axes or ():
+                if isinstance(axis, Axis) and axis.root().size >= SYMBOLIC:
+                    pin(axis, Pin("a dynamic extent of a cache", value.name))
 
     def _pin_sums_over_symbols(self) -> None:
         """A unit that is summed over in one dim with a symbolic extent has no place in a mask of fixed length."""
@@ -383,6 +411,12 @@ def analyse(program: Program) -> Analysis:
 
         found = program.__dict__["_analysis"] = Analysis(program).run()
     return found
+
+
+def flat_outputs(node: fx.Node) -> Sequence[Any]:
+    """What an output node returns, in the order of the flat outputs."""
+    found = node.args[0]
+    return found if isinstance(found, (list, tuple)) else [found]
 
 
 def _contradiction(call: Call, line: Line, what: str) -> RuleError:

@@ -65,7 +65,8 @@ def output_terms(program: Program) -> tuple[OutputTerm, ...]:
     found = []
     for i, node in enumerate(flat):
         fake = node.meta.get("val") if isinstance(node, torch.fx.Node) else None
-        if isinstance(fake, torch.Tensor) and fake.is_floating_point() and fake.dim() >= 2:
+        state = i in program.state_outputs and len(program.state_outputs) < len(flat)
+        if isinstance(fake, torch.Tensor) and fake.is_floating_point() and fake.dim() >= 2 and not state:
             found.append((i, names[i], node, fake))
     named = [f for f in found if f[1].endswith("logits")]
     made = [f for f in found if _made_by_contraction(program, f[2])]

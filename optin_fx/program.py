@@ -19,8 +19,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from optin_fx.attributes import attribute, unique_storages
-from optin_fx.caches import register_caches
+from optin_fx.attributes import attribute, share_memory_as, unique_storages
+from optin_fx.caches import cache_leaves, register_caches
+from optin_fx.containers import class_names, in_lists, register_by_name, register_containers
 from optin_fx.errors import LoadError, SaveError, TraceError
 from optin_fx.inline import inline_grad_regions
 
@@ -77,10 +78,27 @@ class Program:
         found = {name: attribute(module, name) for name in names}
         return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; the CPU for a program without any."""
+        return next((tensor.device for tensor in self.tensors.values()), torch.device("cpu"))
+
     @cached_property
     def input_names(self) -> tuple[str, ...]:
         """Placeholder names of the user's inputs, in call order."""
         return tuple(str(spec.arg.name) for spec in self.exported.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT)
+
+    @cached_property
+    def state_outputs(self) -> frozenset[int]:
+        """Places in the flat outputs that lie in a cache: state for the next call, not results (see `optin_fx.caches`)."""
+        return cache_leaves(self.exported.call_spec.out_spec)
+
+    @cached_property
+    def state_inputs(self) -> frozenset[str]:
+        """Names of the placeholders that lie in a cache."""
+        places = cache_leaves(self.exported.call_spec.in_spec)
+        nodes = [node for node in self.graph_module.graph.nodes if node.op == "placeholder"]
+        return frozenset(node.name for place, node in enumerate(nodes) if place in places)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -106,18 +124,19 @@ class Program:
             SaveError: the place cannot be written.
         """
         path = Path(path)
-        facts = {
-            "format": 1,
-            "provenance": self.provenance,
-            "pytree_modules": _modules_of_output_types(self.exported),
-        }
+        inputs, outputs = self.exported.call_spec.in_spec, self.exported.call_spec.out_spec
+        facts = {"format": 1, "provenance": self.provenance, "containers": class_names(inputs, outputs)}
         examples = io.BytesIO()
-        torch.save({"args": self.args, "kwargs": self.kwargs}, examples)
+        torch.save(pytree.tree_leaves((self.args, self.kwargs)), examples)
+        exported = self.exported
+        if class_names(inputs):  # torch would pickle the user's objects, and refuse to read them
+            exported = copy.copy(exported)
+            exported._example_inputs = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.open("ab").close()  # torch's own writer says less about why it cannot
             torch.export.save(
-                self.exported,
+                exported,
                 path,
                 extra_files={EXTRA_FILE: json.dumps(facts), "optin_fx_examples.hex": examples.getvalue().hex()},
             )
@@ -165,9 +184,11 @@ def trace(
     if not args and not kwargs:
         raise TraceError("no example inputs", so="the model cannot be traced", fix="pass args and kwargs as the model is called")
     # A fresh copy, never run: some models cache constants at their first forward, and export would bake those in.
-    fresh = copy.deepcopy(model).eval()
-    for parameter in fresh.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
+    fresh = share_memory_as(model, copy.deepcopy(model)).eval()
+    register_caches()
+    register_containers((args, kwargs))
+    # classes of outputs are seen when the model returns them, before torch takes them apart
+    fresh.register_forward_hook(lambda _module, _args, output: register_containers(output))
     example_args, example_kwargs = tuple(args), kwargs
     refusals: list[Exception] = []
     attempts = [dynamic_shapes]
@@ -178,7 +199,6 @@ def trace(
         attempts = [_batch_dynamic(fresh, tuple(args), dict(kwargs), dim) for dim in dims] + [None]
     elif not dynamic_shapes:
         attempts = [None]
-    register_caches()
     for shapes in attempts:
         if shapes is None and dynamic_shapes is None:
             args, kwargs = example_args, example_kwargs
@@ -218,9 +238,7 @@ def load(path: str | Path) -> Program:
             at=str(path),
             fix="the file is truncated or of another kind; write it again with program.save(path)",
         ) from error
-    for module in facts.get("pytree_modules", ()):
-        __import__(module)
-    register_caches()
+    register_by_name(facts.get("containers", facts.get("pytree_modules", ())))
     try:
         exported = torch.export.load(path)
     except Exception as error:  # the reader of torch raises many types on foreign archives
@@ -230,8 +248,10 @@ def load(path: str | Path) -> Program:
             fix="write the file with program.save(path) or torch.export.save, with this version of torch or an older one",
         ) from error
     if examples is not None:
-        inputs = torch.load(io.BytesIO(bytes.fromhex(examples.decode())), weights_only=True)
-        return Program(exported, inputs["args"], inputs["kwargs"], provenance=facts.get("provenance"))
+        leaves = torch.load(io.BytesIO(bytes.fromhex(examples.decode())), weights_only=True)
+        assert exported.call_spec.in_spec is not None
+        args, kwargs = pytree.tree_unflatten(leaves, exported.call_spec.in_spec)
+        return Program(exported, args, kwargs, provenance=facts.get("provenance"))
     args, kwargs = exported.example_inputs or ((), {})
     return Program(exported, args, kwargs)
 
@@ -249,14 +269,15 @@ def _batch_dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     if len(_rows(args, kwargs)) != 1:
         dim = torch.export.Dim.AUTO
 
-    def mark(leaf: Any) -> Any:
-        return {0: dim} if isinstance(leaf, torch.Tensor) and leaf.dim() else None
+    def marked(inputs: Any) -> Any:
+        leaves, spec = pytree.tree_flatten(inputs)
+        return in_lists(spec, iter([{0: dim} if isinstance(leaf, torch.Tensor) and leaf.dim() else None for leaf in leaves]))
 
     signature = inspect.signature(model.forward)
     if not kwargs and not any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
-        return pytree.tree_map(mark, args)
+        return marked(args)
     named = signature.bind_partial(*args).arguments if args else {}  # *args is one entry, a tuple
-    return pytree.tree_map(mark, {**named, **kwargs})
+    return marked({**named, **kwargs})
 
 
 def _user_line(error: BaseException) -> str | None:
@@ -267,19 +288,3 @@ def _user_line(error: BaseException) -> str | None:
         trace = trace.tb_next
     own = [(file, line) for file, line in frames if "/torch/" not in file and "optin_fx" not in file]
     return f"{own[-1][0]}:{own[-1][1]}" if own else None
-
-
-def _modules_of_output_types(exported: ExportedProgram) -> list[str]:
-    """Modules to import before reading, because they register the model's input and output classes as pytrees."""
-    found: set[str] = set()
-
-    def visit(spec: Any) -> None:
-        if spec.type is not None and not spec.type.__module__.startswith(("builtins", "torch", "collections")):
-            found.add(spec.type.__module__)
-        for child in spec.children():
-            visit(child)
-
-    for spec in (exported.call_spec.in_spec, exported.call_spec.out_spec):
-        if spec is not None:
-            visit(spec)
-    return sorted(found)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optin_fx.attributes import storage_key
+from optin_fx.attributes import from_memory_order, in_memory_order, storage_key
 from optin_fx.errors import WriteBackError
 from optin_fx.plan import Plan
 from optin_fx.program import trace
@@ -84,9 +84,9 @@ def _changes(model: nn.Module, record: Mapping[str, Any], state_dict: Mapping[st
             raise _foreign(name, f"is {list(value.shape)} in the state dict, {list(dense.shape)} in the dense model")
         given.add(storage_key(dense))
         # new memory even where the shape stays: if loading fails half-way, the old values are still there
-        fresh = dense.detach().new_empty(value.shape)
+        fresh = in_memory_order(dense.detach().new_empty(value.shape), dense)
         for tensor in ties[storage_key(dense)]:
-            changes.tensors[id(tensor)] = fresh
+            changes.tensors[id(tensor)] = from_memory_order(fresh, tensor)
     for name in model.state_dict():
         # files without ties hold a tied tensor under one of its names only
         if name in own and storage_key(own[name]) not in given:

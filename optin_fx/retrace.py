@@ -12,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from optin_fx.containers import in_lists
 from optin_fx.program import Program, at_least_two_rows
 
 
@@ -67,7 +68,7 @@ def dynamic_shapes_of(exported: ExportedProgram, args: tuple[Any, ...], kwargs: 
         marks.append(mark or None)
     if not any_dynamic:
         return None
-    as_args, as_kwargs = pytree.tree_unflatten(marks, spec)
+    as_args, as_kwargs = in_lists(spec, iter(marks))
     if not kwargs:
         return as_args
     names = _positional_names(exported, len(args))

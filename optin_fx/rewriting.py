@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from optin_fx.analysis import Applied, Consumer
+from optin_fx.analysis import Applied, Consumer, flat_outputs
 from optin_fx.arguments import read, write
-from optin_fx.attributes import assign, attribute, storage_key
+from optin_fx.attributes import assign, attribute, from_memory_order, in_memory_order, storage_key
 from optin_fx.branches import remove_branches
-from optin_fx.dims import positions, spread
+from optin_fx.dims import SYMBOLIC, positions, spread
 from optin_fx.plan import Cut, Plan, resolve
 from optin_fx.program import Program
 from optin_fx.retrace import retrace
@@ -38,9 +38,16 @@ def mask(program: Program, plan: Plan) -> Program:
 
 
 def editable(program: Program) -> fx.GraphModule:
-    """A copy of the program's graph that shares its tensors; assertions about sizes, which would go stale, are left out."""
+    """A copy of the program's graph that shares its tensors; assertions about sizes, which would go stale, are left out.
+
+    Buffers that the graph does not read (a count of batches) come along, so that the state dict keeps its names.
+    """
     source = program.graph_module
     module = fx.GraphModule(source, copy.deepcopy(source.graph))
+    own, saved = dict(module.named_buffers(remove_duplicate=False)), source.state_dict()
+    for name, buffer in source.named_buffers(remove_duplicate=False):
+        if name not in own:
+            assign(module, name, buffer, persistent=name in saved)
     for node in list(module.graph.nodes):
         if node.op == "call_function" and "_assert_tensor_metadata" in str(node.target):
             module.graph.erase_node(node)
@@ -60,17 +67,10 @@ def masked(program: Program, plan: Plan) -> fx.GraphModule:
 def slice_graph(program: Program, cut: Cut) -> fx.GraphModule:
     """A copy of the program's graph without the units that a cut removes."""
     analysis, module = cut.analysis, editable(program)
-    smaller: dict[Any, torch.Tensor] = {}
+    _slice_tensors(module, cut)
     nodes = {node.name: node for node in module.graph.nodes}
     for node in list(nodes.values()):
-        if node.op == "get_attr" and node.name in analysis.axes:
-            tensor = attribute(module, str(node.target))
-            key = storage_key(tensor)
-            if key not in smaller:
-                smaller[key] = _slice(tensor, [positions(axis, cut.units) for axis in analysis.axes[node.name]])
-            if smaller[key] is not tensor:
-                assign(module, str(node.target), smaller[key])
-        elif node.name in analysis.applied:
+        if node.name in analysis.applied:
             _resize(nodes, node, analysis.applied[node.name], cut, analysis.axes[node.name])
     empty = {leaf for leaf, kept in cut.kept.items() if len(kept) == 0}
     if empty:
@@ -105,6 +105,7 @@ def mask_graph(program: Program, cut: Cut) -> fx.GraphModule:
             times = module.graph.call_function(torch.ops.aten.mul.Tensor, (read, module.graph.get_attr(name)))
             times.meta["val"] = value
         _set_argument(node, operand.name, operand.index, times)
+    _narrow_state(module, cut)
     module.graph.lint()
     module.recompile()
     return module
@@ -116,15 +117,49 @@ def consumed(cut: Cut, consumer: Consumer) -> torch.Tensor | None:
     return spread(axis, lambda leaf: cut.mask(leaf) if leaf in consumer.leaves else None)
 
 
+def _narrow_state(module: fx.GraphModule, cut: Cut) -> None:
+    """A returned cache has no consumer at which a unit could be zeroed, so a masked program, too, hands out the kept units only."""
+    end = next(node for node in module.graph.nodes if node.op == "output")
+    flat = list(flat_outputs(end))
+    for place in cut.analysis.program.state_outputs:
+        for dim, axis in enumerate(cut.analysis.axes.get(getattr(flat[place], "name", ""), ())):
+            kept = None if axis.root().size >= SYMBOLIC else positions(axis, cut.units)
+            if kept is None:
+                continue
+            module.register_buffer(name := f"_state_{place}_{dim}", kept)
+            with module.graph.inserting_before(end):
+                index = module.graph.get_attr(name)
+                flat[place] = module.graph.call_function(torch.ops.aten.index_select.default, (flat[place], dim, index))
+    if flat != list(flat_outputs(end)):
+        end.args = (type(end.args[0])(flat),)
+
+
+def _slice_tensors(module: fx.GraphModule, cut: Cut) -> None:
+    """Replace the tensors of a graph by their kept slices; what was tied is tied again, also a weight and its transpose."""
+    memory: dict[Any, torch.Tensor] = {}
+    made: dict[Any, torch.Tensor] = {}
+    for node in module.graph.nodes:
+        if node.op != "get_attr" or node.name not in cut.analysis.axes:
+            continue
+        tensor = attribute(module, str(node.target))
+        key = storage_key(tensor)
+        if key not in memory:
+            memory[key] = in_memory_order(_slice(tensor, [positions(axis, cut.units) for axis in cut.analysis.axes[node.name]]), tensor)
+        if memory[key].untyped_storage()._cdata == tensor.untyped_storage()._cdata:
+            continue
+        form = (key, tuple(tensor.shape), tensor.stride())
+        if form not in made:
+            value = from_memory_order(memory[key], tensor)
+            made[form] = nn.Parameter(value, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+        assign(module, str(node.target), made[form])
+
+
 def _slice(tensor: torch.Tensor, kept: list[torch.Tensor | None]) -> torch.Tensor:
     result = tensor.detach()
     for dim, index in enumerate(kept):
         if index is not None:
             result = result.index_select(dim, index.to(tensor.device))
-    if result.data_ptr() == tensor.data_ptr() and result.shape == tensor.shape:
-        return tensor
-    result = result.contiguous()
-    return nn.Parameter(result, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
+    return result
 
 
 def _resize(nodes: dict[str, fx.Node], node: fx.Node, applied: Applied, cut: Cut, axes: Any) -> None:

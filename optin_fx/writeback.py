@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optin_fx.attributes import storage_key
+from optin_fx.attributes import from_memory_order, in_memory_order, storage_key
 from optin_fx.dims import positions
 from optin_fx.errors import WriteBackError
 from optin_fx.plan import Cut, Plan, resolve
@@ -162,19 +162,20 @@ def _tensors(model: nn.Module, program: Program, cut: Cut, small: Program | None
                 continue
         key = storage_key(mine)
         before = values.get(key)
-        if before is not None and small is not None and name in small.tensors and not torch.equal(before[1], value):
+        memory = in_memory_order(value.detach(), mine)
+        if before is not None and small is not None and name in small.tensors and not torch.equal(before[1], memory):
             raise WriteBackError(
                 "tied parameters have different values in the smaller program",
                 at=f"{before[0]} and {name}",
                 so="the module cannot hold both; nothing was changed",
                 fix="stay with the smaller program (`pruned.module()`)",
             )
-        values[key] = (name, value)
+        values[key] = (name, memory)
         if value.shape == mine.shape and torch.equal(value.detach().to(mine.device), mine.detach()):
             continue
-        fresh = value.detach().to(device=mine.device, dtype=mine.dtype, copy=True).contiguous()
+        fresh = in_memory_order(value.detach().to(device=mine.device, dtype=mine.dtype, copy=True).contiguous(), mine)
         for tensor in holders[key]:
-            changes.tensors[id(tensor)] = fresh
+            changes.tensors[id(tensor)] = from_memory_order(fresh, tensor)
     for name, tensor in (small.tensors if small is not None else {}).items():
         if name not in program.tensors and isinstance(tensor, nn.Parameter):
             changes.added[name] = _new_parameter(model, name, tensor)

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from optin_fx.errors import VerifyError, WriteBackError
 from optin_fx.plan import Cut
-from optin_fx.verifying import Agreement, agreement
+from optin_fx.verifying import Agreement, agreement, results_of
 from optin_fx.writeback_attributes import Choice
 from optin_fx.writeback_refusals import differs, first_difference, inputs_of, raised
 
@@ -113,7 +113,7 @@ def try_out(model: nn.Module, changes: Changes, found: Sequence[Choice], cut: Cu
         args, kwargs = inputs_of(program)
         wanted = small(*args, **kwargs)
         args, kwargs = inputs_of(program)
-        moved = agreement(wanted, program.graph_module(*args, **kwargs)).max_rel
+        moved = agreement(results_of(program, wanted), results_of(program, program.graph_module(*args, **kwargs))).max_rel
     trial = small_copy(model, changes)
     first: WriteBackError | None = None
     for attributes in readings(found):

@@ -1,0 +1,108 @@
+"""Inputs and outputs in the user's own classes: traced, pruned, saved, and read again where the class can be imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+import optin_fx as ofx
+from optin_fx.errors import LoadError
+
+
+@dataclass
+class Answer:
+    logits: torch.Tensor
+    hidden: torch.Tensor | None = None
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: Answer
+
+
+@dataclass
+class Question:
+    x: torch.Tensor
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, question: Question) -> Pair:
+        y = self.down(self.up(question.x).relu())
+        return Pair(y.sum(-1), Answer(y))
+
+
+def test_dataclasses_and_named_tuples(tmp_path: Path) -> None:
+    question = Question(torch.randn(2, 4))
+    program = ofx.trace(Net(), (question,))
+    found = program(Question(torch.randn(5, 4)))
+    assert isinstance(found, Pair)
+    assert isinstance(found.second, Answer)
+    assert found.second.logits.shape == (5, 2)
+    assert found.second.hidden is None
+    plan = ofx.random_plan(program, 0.5)
+    assert ofx.verify(program, plan, strict=True)
+    small = ofx.load(ofx.rewrite(program, plan).save(tmp_path / "net.pt2"))
+    assert torch.equal(small(question).first, ofx.rewrite(program, plan)(question).first)
+
+
+MODULE = """
+from dataclasses import dataclass
+import torch
+from torch import nn
+@dataclass
+class Out:
+    y: torch.Tensor
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 6)
+    def forward(self, x):
+        return Out(self.fc(x))
+"""
+
+
+def test_a_file_is_read_where_nobody_imported_the_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "users_own.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    import users_own  # type: ignore[import-not-found]
+
+    path = ofx.trace(users_own.Net(), (torch.randn(2, 4),)).save(tmp_path / "net.pt2")
+    script = f"import sys; sys.path[0:0] = [{str(tmp_path)!r}, {str(Path.cwd())!r}]; import optin_fx as ofx; "
+    script += f"p = ofx.load({str(path)!r}); print(type(p(*p.args)).__name__)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "Out"
+    script = script.replace(repr(str(tmp_path)), "'/nowhere'", 1)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "the class of an input or output cannot be imported: No module named 'users_own'" in done.stderr
+
+
+def test_a_class_that_is_nowhere(tmp_path: Path) -> None:
+    @dataclass
+    class Local:
+        y: torch.Tensor
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 6)
+
+        def forward(self, x: torch.Tensor) -> Local:
+            return Local(self.fc(x))
+
+    program = ofx.trace(Inner(), (torch.randn(2, 4),))
+    assert isinstance(program(torch.randn(3, 4)), Local)
+    with pytest.raises(LoadError) as error:
+        ofx.load(program.save(tmp_path / "net.pt2"))
+    assert str(error.value).startswith("the class of an input or output cannot be imported: ")
+    assert str(error.value).endswith("fix make the module that defines it importable, with the class at its top level")
