@@ -45,15 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = [m for m in methods if any(fnmatch(m.name, pattern.strip()) for pattern in options.methods.split(";"))]
     for name in options.tasks or NAMES:
         budgets = [float(b) for b in options.budgets.split(",")] if options.budgets else BUDGETS[name]
-        run(name, wanted, budgets, [int(s) for s in options.seeds.split(",")], options.samples or SAMPLES[name])
+        run(name, wanted, budgets, [int(s) for s in options.seeds.split(",")], options.samples)
     return 0
 
 
-def run(name: str, methods: Sequence[Method], budgets: Sequence[float], seeds: Sequence[int], samples: int) -> None:
+def run(name: str, methods: Sequence[Method], budgets: Sequence[float], seeds: Sequence[int], samples: int | None = None) -> None:
     """All cells of one task; a cell that a method refuses is said and skipped."""
     program = None
     for seed in seeds:
-        bench = Workbench(task(name), seed, samples, Store.default(), program)
+        bench = Workbench(task(name), seed, samples or SAMPLES[name], Store.default(), program)
         program = bench.dense
         for method in methods:
             for budget in budgets if method.runs_on(name) else ():

@@ -1,0 +1,95 @@
+"""The ablation: around the default pipeline, one decision at a time, and criterion against compensation in full."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .methods import Method
+
+SCORE, SEARCH, REFIT = "score-trajectory-sketch", "search-rank", "rewrite-reconstruct"
+NAMES = ("random", "magnitude", "activation", "wanda", "taylor", "fisher", "trajectory-sketch")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One decision: its question, and the pipelines that answer it differently; the first is what the others are compared with."""
+
+    title: str
+    question: str
+    methods: tuple[Method, ...]
+
+
+def _methods(**texts: str) -> tuple[Method, ...]:
+    return tuple(Method(name.replace("_", " "), text) for name, text in texts.items())
+
+
+def _pipeline(score: str = SCORE, search: str = SEARCH, rewrite: str = REFIT) -> str:
+    return f"{score} | {search} | {rewrite}"
+
+
+def _levels() -> tuple[Method, ...]:
+    rewrites = {"affine": REFIT, "bias": f"{REFIT}{{level=bias}}", "none": "rewrite-slice"}
+    return tuple(
+        Method(f"{name}, {level}", _pipeline(f"score-{name}", rewrite=rewrite)) for name in NAMES for level, rewrite in rewrites.items()
+    )
+
+
+SWEEPS = (
+    Sweep("Criterion and compensation", "Does a better criterion still matter once what is left is refitted?", _levels()),
+    Sweep(
+        "What the refit aims at",
+        "The residual stream of the dense program, its output, or (one-shot) its output at dense inputs?",
+        _methods(
+            residual_stream=_pipeline(),
+            dense_output=_pipeline(rewrite=f"{REFIT}{{target=output}}"),
+            one_shot=_pipeline(rewrite=f"{REFIT}{{target=output, sequential=False}}"),
+        ),
+    ),
+    Sweep(
+        "How the ridge is chosen",
+        "By held-out rows, or fixed?",
+        _methods(
+            held_out=_pipeline(),
+            fixed_0001=_pipeline(rewrite=f"{REFIT}{{ratios=(0.001,)}}"),
+            fixed_01=_pipeline(rewrite=f"{REFIT}{{ratios=(0.1,)}}"),
+            nearly_none=_pipeline(rewrite=f"{REFIT}{{ratios=(1e-08,)}}"),
+        ),
+    ),
+    Sweep(
+        "Allocation",
+        "How much may one group lose against another?",
+        _methods(
+            rank=_pipeline(),
+            balance_03=_pipeline(search=f"{SEARCH}{{balance=0.3}}"),
+            balance_05=_pipeline(search=f"{SEARCH}{{balance=0.5}}"),
+            balance_07=_pipeline(search=f"{SEARCH}{{balance=0.7}}"),
+            kwon=_pipeline(search="search-kwon"),
+            uniform=_pipeline(search="search-uniform"),
+        ),
+    ),
+    Sweep(
+        "Depth",
+        "Which of the later layers count for a unit?",
+        _methods(
+            mean=_pipeline(),
+            sum=_pipeline(f"{SCORE}{{depth=sum}}"),
+            last=_pipeline(f"{SCORE}{{depth=last}}"),
+            output_alone=_pipeline("score-fisher{labels=sampled}"),
+            mean_output_times_10=_pipeline(f"{SCORE}{{lam=10.0}}"),
+            mean_output_times_01=_pipeline(f"{SCORE}{{lam=0.1}}"),
+        ),
+    ),
+    Sweep(
+        "Which units",
+        "Heads and neurons only, or dims inside heads, too?",
+        _methods(
+            whole_heads=_pipeline(),
+            also_inside_heads=_pipeline(
+                search=f"{SEARCH}{{kinds=('head', 'kv-group', 'neuron', 'filter', 'residual', 'qk-dim', 'v-dim', 'head-dim')}}"
+            ),
+        ),
+    ),
+)
+
+BUDGET = {"reviews": 40.0, "mnist-vit": 40.0, "mnist-resnet": 30.0}
+"""Where each task tells methods apart: percent of the dense FLOPs."""
