@@ -123,8 +123,9 @@ def prune(
     data: Iterable[Any] | torch.Tensor | None = None,
     score: str | Pass = "trajectory-sketch",
     budget: str = "flops <= 50%",
-    compensate: bool = True,
     search: str | Pass = "rank",
+    rearrange: bool | str | Pass = False,
+    compensate: bool | str | Pass = "reconstruct",
     on_progress: Progress | None = None,
     **search_options: Any,
 ) -> Pruned:
@@ -133,9 +134,11 @@ def prune(
     Args:
         model, args, kwargs, dynamic_shapes: as for `trace`. The model is not changed.
         data: calibration batches without labels; needed by most scores and by compensation.
-        score, search: passes or their text forms.
+        score, search: passes or their text forms: "fisher", "trajectory-sketch{probes=2}"; "rank", "kwon", "knapsack".
         budget: see `search`.
-        compensate: refit what stays to make up for what went (`rewrite-reconstruct`); needs data.
+        rearrange: exchange units within groups by their joint loss (`rearrange-fisher`); gradients of single samples are kept for it.
+        compensate: how what stays makes up for what went: "reconstruct" refits the weights of every consumer, "tune" gives each unit one
+            factor, "none" (or False) slices only; or a rewriting pass. All but "none" need data.
         on_progress: called after every pass with (pass, state, seconds).
         search_options: kinds, freeze, min_keep, align, ...
 
@@ -145,24 +148,32 @@ def prune(
     from optin_fx.budget import parse_budget
 
     parse_budget(budget)
-    scoring = find_pass(score, "score")
+    rearranging = None if rearrange is False else find_pass("rearrange-fisher" if rearrange is True else rearrange, "rearrange")
+    scoring = find_pass(score, "score", **({"keep_samples": True} if rearranging and not isinstance(score, Pass) else {}))
     searching = search if isinstance(search, Pass) else find_pass(search, "search", budget=str(budget), **search_options)
+    rewriting = _rewriting(compensate)
     program = trace(model, args, kwargs, dynamic_shapes)
-    needs = getattr(scoring, "needs_data", True) or compensate
+    compensates = "data" in rewriting.reads
     batches = (
-        batches_of(program, data, needed_for="pruning with compensation" if compensate else scoring.name())
-        if needs or data is not None
+        batches_of(program, data, needed_for="pruning with compensation" if compensates else scoring.name())
+        if getattr(scoring, "needs_data", True) or compensates or data is not None
         else None
     )
-    rewriting = find_pass("rewrite-reconstruct" if compensate else "rewrite-slice")
     callbacks = (on_progress,) if on_progress else ()
-    state = Pipeline((scoring, searching, rewriting), callbacks).run(State(program, batches))
+    steps = (scoring, searching, *([rearranging] if rearranging else []), rewriting)
+    state = Pipeline(steps, callbacks).run(State(program, batches))
     assert state.plan is not None
     assert state.scores is not None
     assert state.small is not None
     agreement = verify(program, state.plan, strict=True)
     small = replace_provenance(state.small, state.plan)
     return Pruned(small, program, state.plan, state.scores, Summary(cost(program), cost(small), agreement, state.log))
+
+
+def _rewriting(compensate: bool | str | Pass) -> Pass:
+    if isinstance(compensate, bool):
+        compensate = "reconstruct" if compensate else "none"
+    return find_pass("slice" if compensate == "none" else compensate, "rewrite")
 
 
 def replace_provenance(program: Program, plan: Plan) -> Program:

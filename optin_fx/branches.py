@@ -69,6 +69,34 @@ def branch_of(node: fx.Node) -> Branch | None:
     return None
 
 
+def branch_scale(module: fx.GraphModule, branch: Branch) -> torch.Tensor | None:
+    """What a branch multiplies its contraction's result with on the way to the sum, one number or one per channel; None for one.
+
+    BatchNorm and learned scales are linear in eval mode; their offsets are the same for every input and cancel in differences.
+    """
+    nodes = {node.name: node for node in module.graph.nodes if node.name in branch.steps}
+    scale: torch.Tensor | None = None
+    for step in branch.steps:
+        user = nodes[step]
+        factor = None
+        if user.target is aten.batch_norm.default:
+            weight, variance = (
+                attribute(module, str(a.target)).detach() if isinstance(a, fx.Node) else None for a in (user.args[1], user.args[4])
+            )
+            assert variance is not None
+            factor = torch.rsqrt(variance + float(user.args[7]))
+            factor = factor if weight is None else factor * weight
+        elif user.target is aten.mul.Tensor:
+            learned = next(n for n in user.all_input_nodes if n.op == "get_attr")
+            factor = attribute(module, str(learned.target)).detach().flatten()
+        if factor is not None:
+            scale = factor if scale is None else scale * factor
+    if scale is None:
+        return None
+    # a channel that is all but switched off cannot carry the stream's error
+    return torch.where(scale.abs() > 1e-3 * scale.abs().max(), scale, torch.inf)
+
+
 def removable(analysis: Analysis, candidates: Iterable[Axis]) -> set[Axis]:
     """Which of some leaves may lose every unit: all that consumes them becomes empty, and ends a residual branch."""
     nodes = {node.name: node for node in analysis.program.graph_module.graph.nodes}

@@ -18,14 +18,18 @@ class Moments:
         self.y = torch.zeros(outputs, dtype=torch.float64)
         self.yy = 0.0
 
-    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Add rows `x [rows, inputs]` and `y [rows, outputs]`. Products are taken in the rows' own precision."""
-        self.count += x.shape[0]
-        self.xx += (x.T @ x).double().cpu()
-        self.xy += (x.T @ y).double().cpu()
-        self.x += x.double().sum(0).cpu()
-        self.y += y.double().sum(0).cpu()
-        self.yy += float(y.double().square().sum())
+    def add(self, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Add rows `x [rows, inputs]` and `y [rows, outputs]`, each counted `weights [rows]` times; one by default.
+
+        Products are taken in the rows' own precision.
+        """
+        left, right = (x, y) if weights is None else (x * weights[:, None], y * weights[:, None])
+        self.count += float(x.shape[0]) if weights is None else float(weights.double().sum())
+        self.xx += (left.T @ x).double().cpu()
+        self.xy += (left.T @ y).double().cpu()
+        self.x += left.double().sum(0).cpu()
+        self.y += right.double().sum(0).cpu()
+        self.yy += float((right * y).double().sum())
 
     def __add__(self, other: Moments) -> Moments:
         result = Moments(self.xx.shape[0], self.xy.shape[1])
@@ -39,6 +43,12 @@ class Moments:
         cross = (w * self.xy).sum() + bias @ self.y
         square = (w * (self.xx @ w)).sum() + 2 * (self.x @ w) @ bias + self.count * bias.square().sum()
         return float(self.yy - 2 * cross + square) / max(self.count, 1.0)
+
+    def centred(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Means of x and y, covariance of x `[inputs, inputs]` and of x with y `[inputs, outputs]`."""
+        mean_x, mean_y = self.x / self.count, self.y / self.count
+        cov = self.xx / self.count - torch.outer(mean_x, mean_x)
+        return mean_x, mean_y, cov, self.xy / self.count - torch.outer(mean_x, mean_y)
 
     @property
     def variance(self) -> float:
@@ -59,16 +69,33 @@ def ridge(moments: Moments, prior: torch.Tensor, ratio: float) -> Refit:
 
     The ridge pulls towards the old weights, not towards zero: `V = (Cov_yx + lam prior)(Cov_xx + lam I)^-1`.
     """
-    n = moments.count
-    mean_x, mean_y = moments.x / n, moments.y / n
-    cov = moments.xx / n - torch.outer(mean_x, mean_x)
-    cross = moments.xy / n - torch.outer(mean_x, mean_y)
+    mean_x, mean_y, cov, cross = moments.centred()
     lam = max(ratio * float(cov.diagonal().mean()), 1e-12)
     cov.diagonal().add_(lam)
     factor, info = torch.linalg.cholesky_ex(cov)
     right = cross + lam * prior.T
     solved = torch.cholesky_solve(right, factor) if int(info) == 0 else torch.linalg.lstsq(cov, right).solution
     weight = solved.T
+    return Refit(weight, mean_y - weight @ mean_x)
+
+
+def scales(moments: Moments, prior: torch.Tensor, units: torch.Tensor, ratio: float) -> Refit:
+    """One factor s per unit and a bias: `argmin E|y - sum_u s_u (W x)_u - b|^2 + lam |s - 1|^2`, folded into the weights.
+
+    Kwon et al. (2022, eq. 12) tune their masks so; they damp by an absolute amount, here `lam = ratio * mean diag` of the system.
+
+    Args:
+        prior: `[outputs, inputs]`. units: for every input column the number of its unit, `[inputs]`.
+    """
+    mean_x, mean_y, cov, cross = moments.centred()
+    count = int(units.max()) + 1
+    system = torch.zeros(count, count, dtype=torch.float64)
+    per_column = torch.zeros(count, len(units), dtype=torch.float64).index_add_(0, units, cov * (prior.T @ prior))
+    system.index_add_(1, units, per_column)
+    right = torch.zeros(count, dtype=torch.float64).index_add_(0, units, (prior.T * cross).sum(1))
+    lam = max(ratio * float(system.diagonal().mean()), 1e-12)
+    system.diagonal().add_(lam)
+    weight = prior * torch.linalg.lstsq(system, (right + lam)[:, None]).solution[units, 0]
     return Refit(weight, mean_y - weight @ mean_x)
 
 

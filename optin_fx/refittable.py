@@ -15,6 +15,7 @@ aten = torch.ops.aten
 
 LINEAR = (aten.linear.default,)
 ADDMM = (aten.addmm.default,)
+TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 CONV = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 
 
@@ -69,9 +70,20 @@ class Layer:
         at = self.places["bias"]
         self.node.args = (*self.node.args[:at], node, *self.node.args[at + 1 :])
 
-    def rows(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Input and output as rows that the matrix maps onto each other."""
-        return x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+    def inputs_of(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """What the matrix is multiplied with at some rows of the output, `[rows, inputs]`."""
+        return x.reshape(-1, x.shape[-1])[index]
+
+    def outputs_of(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+        """Rows of the output, all or some, `[rows, outputs]`: all dims but the features', flattened."""
+        found = y.movedim(self.output_dim(y.dim()), -1)
+        found = found.reshape(-1, found.shape[-1])
+        return found if index is None else found[index]
+
+    @property
+    def repeats(self) -> int:
+        """Columns of the matrix per entry of the input's features."""
+        return 1
 
     def _as_matrix(self, weight: torch.Tensor) -> torch.Tensor:
         return weight
@@ -91,16 +103,24 @@ class Addmm(Layer):
 
 
 class Conv(Layer):
-    """A convolution of up to two spatial dims as a linear map of its patches."""
+    """A convolution as a linear map of its patches, in any number of spatial dims. Columns: channels, then kernel positions."""
 
     def __init__(self, node: fx.Node, module: fx.GraphModule, places: dict[str, int]) -> None:
         super().__init__(node, module, places)
-        schema = node.target._schema.arguments  # type: ignore[union-attr]
-        given: dict[str, Any] = {
-            a.name: node.args[i] if i < len(node.args) else node.kwargs.get(a.name, a.default_value) for i, a in enumerate(schema)
-        }
-        self.stride, self.padding, self.dilation = given["stride"], given["padding"], given["dilation"]
+        given = _arguments(node)
+        space = self.weight.dim() - 2
+        self.kernel = tuple(self.weight.shape[2:])
+        self.stride, self.dilation = _each(given["stride"], space), _each(given["dilation"], space)
         self.groups = int(given["groups"])
+        before = _padding(given["padding"], self.kernel, self.dilation)
+        self.padding = [
+            (p, (k - 1) * d - p) if given["padding"] == "same" else (p, p)
+            for p, k, d in zip(before, self.kernel, self.dilation, strict=True)
+        ]
+
+    @property
+    def repeats(self) -> int:
+        return self.weight.shape[2:].numel()
 
     def output_dim(self, rank: int) -> int:
         return 1
@@ -108,34 +128,81 @@ class Conv(Layer):
     def input_dim(self, rank: int) -> int:
         return 1
 
-    def rows(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        kernel = self._two(self.weight.shape[2:], 1)
-        stride, dilation = self._two(self.stride, 1), self._two(self.dilation, 1)
-        if x.dim() == 3:  # one spatial dim is two with a height of one
-            x, y = x.unsqueeze(2), y.unsqueeze(2)
-        padding = (0, 0)
-        if not isinstance(self.padding, str):
-            padding = self._two(self.padding, 0)
-        elif self.padding == "same":
-            high, wide = ((k - 1) * d for k, d in zip(kernel, dilation, strict=True))
-            x = F.pad(x, [wide // 2, wide - wide // 2, high // 2, high - high // 2])
-        if kernel == (1, 1) and padding == (0, 0):
-            patches = x[:, :, :: stride[0], :: stride[1]].flatten(2)
-        else:
-            patches = F.unfold(x, kernel, dilation, padding, stride)
-        return patches.transpose(1, 2).reshape(-1, patches.shape[1]), y.flatten(2).transpose(1, 2).reshape(-1, y.shape[1])
-
-    def _two(self, value: Sequence[int], missing: int) -> tuple[int, int]:
-        """Settings of two spatial dims; a single one stands for both, or for the width of a one-dimensional convolution."""
-        if self.weight.dim() == 3:
-            return missing, int(value[0])
-        return int(value[0]), int(value[-1])
+    def inputs_of(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        x = F.pad(x, [p for pair in reversed(self.padding) for p in pair])
+        steps = [(k - 1) * d for k, d in zip(self.kernel, self.dilation, strict=True)]
+        extents = [(n - step - 1) // s + 1 for n, step, s in zip(x.shape[2:], steps, self.stride, strict=True)]
+        return _patches(x, index, extents, self.kernel, self.stride, self.dilation)
 
     def _as_matrix(self, weight: torch.Tensor) -> torch.Tensor:
         return weight.flatten(1)
 
     def _from_matrix(self, weight: torch.Tensor) -> torch.Tensor:
         return weight.reshape(self.weight.shape)
+
+
+class ConvTranspose(Conv):
+    """A transposed convolution as a convolution, with the kernel turned round, of its input with zeros between the entries."""
+
+    def __init__(self, node: fx.Node, module: fx.GraphModule, places: dict[str, int]) -> None:
+        Layer.__init__(self, node, module, places)
+        given = _arguments(node)
+        space = self.weight.dim() - 2
+        self.kernel = tuple(self.weight.shape[2:])
+        self.stride, self.dilation, self.groups = _each(given["stride"], space), _each(given["dilation"], space), int(given["groups"])
+        last = _each(given["output_padding"], space)
+        edge = [(k - 1) * d - p for p, k, d in zip(_each(given["padding"], space), self.kernel, self.dilation, strict=True)]
+        self.padding = [(e, e + o) for e, o in zip(edge, last, strict=True)]
+
+    def inputs_of(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        spread = x.new_zeros(*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], self.stride, strict=True)))
+        inside = spread
+        for dim, s in enumerate(self.stride, start=2):
+            inside = inside[(slice(None),) * dim + (slice(None, None, s),)]
+        inside.copy_(x)
+        spread = F.pad(spread, [p for pair in reversed(self.padding) for p in pair])
+        extents = [n - (k - 1) * d for n, k, d in zip(spread.shape[2:], self.kernel, self.dilation, strict=True)]
+        return _patches(spread, index, extents, self.kernel, [1] * len(self.kernel), self.dilation)
+
+    def _as_matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        weight = weight.flip(list(range(2, weight.dim())))
+        inputs, outputs = weight.shape[0] // self.groups, weight.shape[1]
+        return weight.reshape(self.groups, inputs, outputs, -1).transpose(1, 2).reshape(self.groups * outputs, -1)
+
+    def _from_matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        inputs, outputs = self.weight.shape[0] // self.groups, self.weight.shape[1]
+        weight = weight.reshape(self.groups, outputs, inputs, -1).transpose(1, 2).reshape(self.weight.shape)
+        return weight.flip(list(range(2, weight.dim())))
+
+
+def _patches(
+    x: torch.Tensor, index: torch.Tensor, extents: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> torch.Tensor:
+    """Patches at some output positions, `[rows, channels x kernel positions]`; rows are numbered (sample, position)."""
+    rest, at = index, []
+    for extent in reversed(extents):
+        at.append(rest % extent)
+        rest = rest // extent
+    offsets = torch.cartesian_prod(*(torch.arange(k) * d for k, d in zip(kernel, dilation, strict=True))).reshape(-1, len(kernel))
+    places = [(where * s)[:, None] + offsets[None, :, dim] for dim, (where, s) in enumerate(zip(reversed(at), stride, strict=True))]
+    found = x.movedim(1, -1)[(rest[:, None], *places)]  # [rows, kernel positions, channels]
+    return found.transpose(1, 2).reshape(len(index), -1)
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    return {a.name: node.args[i] if i < len(node.args) else node.kwargs.get(a.name, a.default_value) for i, a in enumerate(schema)}
+
+
+def _each(value: Sequence[int], space: int) -> list[int]:
+    """A setting for every spatial dim; a single one stands for all."""
+    return [int(v) for v in value] if len(value) == space else [int(value[0])] * space
+
+
+def _padding(value: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    if value == "same":
+        return [(k - 1) * d // 2 for k, d in zip(kernel, dilation, strict=True)]
+    return [0] * len(kernel) if value == "valid" else _each(value, len(kernel))
 
 
 LARGEST = 6144
@@ -150,6 +217,8 @@ def layer_of(node: fx.Node, module: fx.GraphModule) -> Layer | str:
         kind, places = Addmm, {"bias": 0, "input": 1, "weight": 2}
     elif node.target in CONV:
         kind, places = Conv, {"input": 0, "weight": 1, "bias": 2}
+    elif node.target in TRANSPOSED:
+        kind, places = ConvTranspose, {"input": 0, "weight": 1, "bias": 2}
     else:
         return f"there is no closed form for {node.target}"
     weight, read = node.args[places["weight"]], node.args[places["input"]]
@@ -162,23 +231,15 @@ def layer_of(node: fx.Node, module: fx.GraphModule) -> Layer | str:
     bias = node.args[places["bias"]] if places["bias"] < len(node.args) else None
     if isinstance(bias, fx.Node) and (bias.op != "get_attr" or len(bias.users) > 1 or attribute(module, str(bias.target)).dim() != 1):
         return "its bias is shared or computed"
-    value = attribute(module, str(weight.target))
-    if kind is Conv:
-        if value.dim() > 4:
-            return "its patches have three spatial dims"
-        if value.shape[1:].numel() > LARGEST:
-            return f"its patches have {value.shape[1:].numel()} entries, more than {LARGEST}"
-    return kind(node, module, places)
+    layer = kind(node, module, places)
+    columns = layer.matrix()[0].shape[1]
+    return layer if columns <= LARGEST else f"it has {columns} inputs, more than {LARGEST}"
 
 
 def _tied(weight: fx.Node, module: fx.GraphModule) -> bool:
     key = storage_key(attribute(module, str(weight.target)))
-    same = [
-        n
-        for n in module.graph.nodes
-        if n.op == "get_attr" and n is not weight and isinstance(attribute(module, str(n.target)), torch.Tensor)
-    ]
-    return any(storage_key(attribute(module, str(n.target))) == key for n in same)
+    others = (attribute(module, str(n.target)) for n in module.graph.find_nodes(op="get_attr") if n is not weight)
+    return any(isinstance(value, torch.Tensor) and storage_key(value) == key for value in others)
 
 
 def _has(module: nn.Module, name: str) -> bool:

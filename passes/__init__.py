@@ -4,6 +4,7 @@ from optin_fx.passes.rearrange_fisher import RearrangeFisher
 from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct
 from optin_fx.passes.rewrite_slice import RewriteSlice
 from optin_fx.passes.score_activation import ScoreActivation
+from optin_fx.passes.rewrite_tune import RewriteTune
 from optin_fx.passes.score_fisher import ScoreFisher
 from optin_fx.passes.score_magnitude import ScoreMagnitude
 from optin_fx.passes.score_random import ScoreRandom
@@ -19,6 +20,7 @@ __all__ = [
     "RewriteReconstruct",
     "RewriteSlice",
     "ScoreActivation",
+    "RewriteTune",
     "ScoreFisher",
     "ScoreMagnitude",
     "ScoreRandom",

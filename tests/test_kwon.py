@@ -86,3 +86,20 @@ def test_rearrangement_without_gradients_says_what_to_do() -> None:
     with pytest.raises(ScoreError) as caught:
         find_pass("rearrange-fisher").apply(state)
     assert str(caught.value).endswith("fix score with fisher{keep_samples=True}")
+
+
+def test_the_whole_method_in_one_call() -> None:
+    """Kwon et al. end to end: Fisher scores, search, rearrangement, tuning; the result says what was done."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 4))
+    data = [torch.randn(32, 8) for _ in range(6)]
+    found = {}
+    for rearrange, compensate in ((True, "tune"), (False, "none")):
+        result = ofx.prune(
+            model, (data[0],), data=data, score="fisher", search="kwon", rearrange=rearrange, compensate=compensate, budget="flops <= 50%"
+        )
+        fresh = torch.randn(512, 8)
+        with torch.no_grad():
+            found[compensate] = float((result.program(fresh) - model(fresh)).square().mean())
+    assert [name.partition("{")[0] for name, _ in result.report.stages] == ["score-fisher", "search-kwon", "rewrite-slice"]
+    assert found["tune"] < 0.9 * found["none"]

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 import optin_fx as ofx
+from optin_fx.branches import branch_of, branch_scale
+from optin_fx.compensation import Compensation, solve
 from optin_fx.data import batches_of
-from optin_fx.moments import Moments, offset_only, ridge
-from optin_fx.reconstruction import Options, reconstruct
+from optin_fx.moments import Moments, Refit, offset_only, ridge
+from optin_fx.reconstruction import reconstruct
 from optin_fx.verifying import agreement
 
 
@@ -45,6 +47,9 @@ class Redundant(nn.Module):
             "conv": lambda i, o: nn.Conv2d(i, o, 3, padding=1, stride=2),
             "conv1d": lambda i, o: nn.Conv1d(i, o, 3, padding=1),
             "pointwise": lambda i, o: nn.Conv2d(i, o, 1),
+            "same, dilated": lambda i, o: nn.Conv2d(i, o, (3, 2), padding="same", dilation=(2, 1)),
+            "conv3d": lambda i, o: nn.Conv3d(i, o, 2, padding=1),
+            "transposed": lambda i, o: nn.ConvTranspose2d(i, o, 3, stride=2, padding=1, output_padding=1) if o == 5 else nn.Conv2d(i, o, 1),
         }[kind]
         self.one, self.two = make(6, 12), make(12, 5)
         with torch.no_grad():
@@ -57,18 +62,17 @@ class Redundant(nn.Module):
 
 
 SHAPES = {"linear": (6,), "linear without bias": (6,), "conv": (6, 9, 9), "conv1d": (6, 20), "pointwise": (6, 5, 5)}
+SHAPES |= {"same, dilated": (6, 7, 8), "conv3d": (6, 3, 4, 4), "transposed": (6, 4, 5)}
 
 
 @pytest.mark.parametrize("kind", list(SHAPES))
-@pytest.mark.parametrize("sequential", [True, False])
-def test_redundant_units_are_made_up_for(kind: str, sequential: bool) -> None:
+@pytest.mark.parametrize("mode", ["sequential", "parallel"])
+def test_redundant_units_are_made_up_for(kind: str, mode: str) -> None:
     model = Redundant(kind)
     data = [torch.randn(32, *SHAPES[kind]) for _ in range(8)]
     program = ofx.trace(model, (data[0],))
     plan = ofx.make_plan(program, {ofx.group(program).free[0].name: range(6)})
-    module, report = reconstruct(
-        program, plan, batches_of(program, data, needed_for="test"), Options(sequential=sequential, ratios=(1e-9, 1e-3))
-    )
+    module, report = reconstruct(program, plan, batches_of(program, data, needed_for="test"), Compensation(mode=mode, ratios=(1e-9, 1e-3)))
     fresh = torch.randn(16, *SHAPES[kind])
     with torch.no_grad():
         assert agreement(module(fresh), program(fresh)).max_rel < 1e-3
@@ -95,7 +99,7 @@ def test_a_bias_is_added_where_there_is_none() -> None:
     result = ofx.prune(Constant(), (data[0],), data=data, score="magnitude", budget="flops <= 100%", min_keep=0.1)
     program = result.dense
     plan = ofx.make_plan(program, {ofx.group(program).free[0].name: range(4)})
-    module, _ = reconstruct(program, plan, batches_of(program, data, needed_for="test"), Options(level="bias"))
+    module, _ = reconstruct(program, plan, batches_of(program, data, needed_for="test"), Compensation(level="bias"))
     assert "two.bias" in dict(module.named_parameters())
     assert agreement(module(data[0]).detach(), program(data[0])).max_rel < 1e-5
 
@@ -112,7 +116,7 @@ def test_sequential_refit_beats_none_on_held_out_data() -> None:
     batches = batches_of(program, data[:8], needed_for="test")
     errors = {}
     for level in ("none", "bias", "affine"):
-        module, _ = reconstruct(program, plan, batches, Options(level=level))
+        module, _ = reconstruct(program, plan, batches, Compensation(level=level))
         with torch.no_grad():
             errors[level] = sum(float((module(x) - program(x)).square().mean()) for x in data[8:])
     assert errors["affine"] < 0.8 * errors["none"]
@@ -136,3 +140,98 @@ def test_shared_weights_are_left_alone_and_said_so() -> None:
     assert {item.note for item in report} == {"its weight has other users"}
     with torch.no_grad():
         assert agreement(module(data[0]), ofx.rewrite(program, plan)(data[0])).equal
+
+
+class Stream(nn.Module):
+    """Two residual branches, the second through BatchNorm and a learned scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.a, self.b = nn.Conv2d(8, 24, 3, padding=1), nn.Conv2d(24, 8, 1)
+        self.c, self.d, self.norm = nn.Conv2d(8, 24, 3, padding=1), nn.Conv2d(24, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.scale = nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+        nn.init.uniform_(self.norm.weight, 0.5, 2.0)
+        nn.init.uniform_(self.norm.running_var, 0.1, 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.b(self.a(x).relu())
+        return x + self.norm(self.d(self.c(x).relu())) * self.scale
+
+
+def _errors(options: dict[str, Compensation]) -> dict[str, float]:
+    model = Stream().eval()
+    data = [torch.randn(16, 3, 6, 6) for _ in range(10)]
+    program = ofx.trace(model, (data[0],))
+    plan = ofx.search(program, ofx.score(program, "magnitude"), "flops <= 40%", kinds=("filter",))
+    batches = batches_of(program, data[:8], needed_for="test")
+    found = {}
+    for name, option in options.items():
+        module, _ = reconstruct(program, plan, batches, option)
+        with torch.no_grad():
+            found[name] = sum(float((module(x) - program(x)).square().mean()) for x in data[8:])
+    return found
+
+
+def test_levels_each_improve_on_the_one_before() -> None:
+    errors = _errors({level: Compensation(level=level) for level in ("none", "bias", "scale", "affine")})
+    assert errors["affine"] < 0.8 * errors["scale"] < errors["bias"] < errors["none"]
+
+
+def test_correcting_the_stream_beats_correcting_the_branch() -> None:
+    errors = _errors({target: Compensation(target=target) for target in ("residual", "dense", "own")})
+    assert errors["residual"] < min(errors["dense"], errors["own"])
+
+
+def test_the_scale_of_a_branch_is_its_derivative() -> None:
+    program = ofx.trace(Stream().eval(), (torch.randn(2, 3, 6, 6),))
+    node = next(
+        n for n in program.graph_module.graph.nodes if n.target is torch.ops.aten.conv2d.default and "d.weight" in str(n.args[1].target)
+    )
+    branch = branch_of(node)
+    assert branch is not None
+    scale = branch_scale(program.graph_module, branch)
+    model = Stream().eval()
+    slope = torch.func.jvp(lambda y: model.norm(y) * model.scale, (torch.zeros(1, 8, 1, 1),), (torch.ones(1, 8, 1, 1),))[1]
+    assert scale is not None
+    assert torch.allclose(scale, slope.flatten())
+
+
+def test_rows_that_the_output_sees_are_fitted_best() -> None:
+    """A model that reads one token of eight: errors there count."""
+
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.one, self.two, self.head = nn.Linear(8, 48), nn.Linear(48, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.two((self.one(x) * 2).sin())[:, 0])
+
+    data = [torch.cat([torch.randn(32, 1, 8), 2 + 3 * torch.randn(32, 7, 8)], 1) for _ in range(12)]
+    program = ofx.trace(First(), (data[0],))
+    plan = ofx.search(program, ofx.score(program, "magnitude"), "flops <= 50%")
+    errors = {}
+    for rows_by in ("uniform", "gradient"):
+        module, _ = reconstruct(program, plan, batches_of(program, data[:10], needed_for="test"), Compensation(rows_by=rows_by, floor=0.01))
+        with torch.no_grad():
+            errors[rows_by] = sum(float((module(x) - program(x)).square().mean()) for x in data[10:])
+    assert errors["gradient"] < 0.95 * errors["uniform"]
+
+
+def test_a_runaway_scale_is_refused_and_said_so() -> None:
+    """Two units that all but cancel: their factors would leave [-10, 10]."""
+    torch.manual_seed(0)
+    x = torch.randn(600, 3, dtype=torch.float64)
+    x[:, 1] = x[:, 0] + 1e-3 * torch.randn(600)
+    y = 30 * (x[:, :1] - x[:, 1:2]) + x[:, 2:]
+    fit, held = Moments(3, 1), Moments(3, 1)
+    fit.add(x[:400], y[:400])
+    held.add(x[400:], y[400:])
+    prior = Refit(torch.ones(1, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    found = solve(fit, held, prior, torch.arange(3), Compensation(level="scale", ratios=(1e-12,)))
+    assert found.level in ("bias", "none")
+    assert found.note == "scales beyond 10 refused"
