@@ -3,8 +3,8 @@
 from optin_fx.passes.rearrange_fisher import RearrangeFisher
 from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct
 from optin_fx.passes.rewrite_slice import RewriteSlice
-from optin_fx.passes.score_activation import ScoreActivation
 from optin_fx.passes.rewrite_tune import RewriteTune
+from optin_fx.passes.score_activation import ScoreActivation
 from optin_fx.passes.score_fisher import ScoreFisher
 from optin_fx.passes.score_magnitude import ScoreMagnitude
 from optin_fx.passes.score_random import ScoreRandom
@@ -19,8 +19,8 @@ __all__ = [
     "RearrangeFisher",
     "RewriteReconstruct",
     "RewriteSlice",
-    "ScoreActivation",
     "RewriteTune",
+    "ScoreActivation",
     "ScoreFisher",
     "ScoreMagnitude",
     "ScoreRandom",
