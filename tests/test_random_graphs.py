@@ -17,7 +17,7 @@ from optin_fx.plan import random_plan
 from optin_fx.program import trace
 from optin_fx.verifying import verify
 
-COUNT = int(os.environ.get("OPTIN_FX_GRAPHS", "100"))
+COUNT = int(os.environ.get("OPTIN_FX_GRAPHS", "500"))
 PIECES = 10
 ONLY = os.environ.get("OPTIN_FX_GRAPH")
 
