@@ -9,14 +9,16 @@ the model's head. A model without numbered containers has the sums of activation
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 import torch
 from torch import fx
 
 from optin_fx.analysis import Analysis, analyse
 from optin_fx.dims import leaves
+from optin_fx.errors import ScoreError
 from optin_fx.groups import groups_of, leaf_names
 from optin_fx.interpreter import batch_dim
 from optin_fx.program import Program
@@ -51,25 +53,79 @@ def layers_of(program: Program) -> tuple[Layer, ...]:
     return found
 
 
+def chosen_layers(program: Program, patterns: Sequence[str] = (), depth: str = "sum") -> tuple[Layer, ...]:
+    """The layers that a criterion looks at.
+
+    Args:
+        patterns: shell patterns (`encoder.layer.*`) of layers' names, of module paths or of nodes; none stands for `layers_of(program)`.
+        depth: "last" leaves only the last one; anything else all.
+
+    Raises:
+        ScoreError: a pattern fits nothing.
+    """
+    found = list(layers_of(program))
+    if patterns:
+        found = list({layer.node: layer for pattern in patterns for layer in _fitting(program, pattern)}.values())
+        found = _in_order(program, found)
+    return tuple(found[-1:] if depth == "last" else found)
+
+
 def later_layers(program: Program, layers: Sequence[Layer]) -> Mapping[str, int]:
-    """How many layers end after the place where each group is first consumed."""
-    order = {node.name: i for i, node in enumerate(program.graph_module.graph.nodes)}
-    ends = [order[layer.node] for layer in layers]
-    analysis = analyse(program)
-    names = leaf_names(analysis)
+    """How many layers lie behind a place where each group is consumed: those that removing its units can change."""
+    reached: dict[str, int] = {}  # a bit for every layer
+    bits = {layer.node: 1 << i for i, layer in enumerate(layers)}
+    for node in reversed(program.graph_module.graph.nodes):
+        reached[node.name] = bits.get(node.name, 0)
+        for user in node.users:
+            reached[node.name] |= reached[user.name]
+    names = leaf_names(analyse(program))
     found: dict[str, int] = {}
-    for consumer in analysis.consumers():
-        count = sum(end >= order[consumer.node] for end in ends)
+    for consumer in analyse(program).consumers():
         for leaf in consumer.leaves:
             if leaf in names:
-                found[names[leaf]] = max(found.get(names[leaf], 0), count)
-    return found
+                found[names[leaf]] = found.get(names[leaf], 0) | reached[consumer.node]
+    return {name: mask.bit_count() for name, mask in found.items()}
+
+
+def _fitting(program: Program, pattern: str) -> list[Layer]:
+    known = [layer for layer in layers_of(program) if fnmatch(layer.name, pattern) or layer.node == pattern]
+    if known:
+        return known
+    analysis = analyse(program)
+    nodes = {node.name: node for node in program.graph_module.graph.nodes}
+    found = [(name, node) for name, node in nodes.items() if fnmatch(name, pattern) and node.op == "call_function"]
+    if not found:  # modules that are no blocks of their own: they end at their last contraction
+        last: dict[str, str] = {}
+        for name, weight in _weights(analysis).items():
+            parts = weight.split(".")[:-1]
+            for path in (".".join(parts[: i + 1]) for i in range(len(parts))):
+                if fnmatch(path, pattern):
+                    last[path] = name
+        found = [(path, _end_of_block(nodes[name], path)) for path, name in last.items()]
+    layers = [Layer(name, node.name, feature) for name, node in found if (feature := _feature(analysis, node)) is not None]
+    if not layers:
+        raise ScoreError(
+            f"no layer, module or node fits {pattern!r}",
+            at=f"the layers are {', '.join(layer.name for layer in layers_of(program)[:6])}, ...",
+            fix="optin-fx score MODEL --show-layers lists them; nodes must have the batch as their first dim",
+        )
+    return layers
+
+
+def _in_order(program: Program, layers: Iterable[Layer]) -> list[Layer]:
+    order = {node.name: i for i, node in enumerate(program.graph_module.graph.nodes)}
+    return sorted(layers, key=lambda layer: order[layer.node])
+
+
+def _weights(analysis: Analysis) -> dict[str, str]:
+    """Contractions by node name, with the parameter that they read."""
+    return {name: weight for name, applied in analysis.applied.items() if applied.line.macs and (weight := _weight(applied.call.node))}
 
 
 def _find(analysis: Analysis) -> list[Layer]:
     graph = analysis.program.graph_module.graph
     nodes = {node.name: node for node in graph.nodes}
-    weights = {name: weight for name, applied in analysis.applied.items() if applied.line.macs and (weight := _weight(applied.call.node))}
+    weights = _weights(analysis)
     prefixes = Counter(prefix for weight in weights.values() for prefix in _numbered(weight))
     last: dict[str, str] = {}
     for name, weight in weights.items():
@@ -81,7 +137,7 @@ def _find(analysis: Analysis) -> list[Layer]:
         sums = [n for n, a in analysis.applied.items() if "residual" in a.line.roles.values()]
         found = [(name, nodes[name]) for name in sums or weights]
     layers = [(name, node, _feature(analysis, node)) for name, node in found]
-    return [Layer(name, node.name, feature) for name, node, feature in layers if feature is not None]
+    return _in_order(analysis.program, [Layer(name, node.name, feature) for name, node, feature in layers if feature is not None])
 
 
 def _weight(node: fx.Node) -> str | None:

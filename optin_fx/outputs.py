@@ -30,7 +30,7 @@ class OutputTerm:
     kind: str
     classes: int
 
-    def log_likelihood(self, value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def log_likelihood(self, value: torch.Tensor, generator: torch.Generator, temperature: float = 1.0) -> torch.Tensor:
         """A draw whose squared gate gradient is, in the mean, twice the divergence from the dense output at second order.
 
         For logits: log p(y), y drawn from the model's own softmax, so that E[g^2] is the Fisher information, 2 KL at
@@ -39,22 +39,38 @@ class OutputTerm:
         """
         value = value.movedim(self.classes, -1).float()
         if self.kind == "logits":
-            logp = F.log_softmax(value, dim=-1)
-            flat = logp.detach().exp().reshape(-1, value.shape[-1])
+            logp = F.log_softmax(value / temperature, dim=-1) * temperature
+            flat = (logp.detach() / temperature).exp().reshape(-1, value.shape[-1])
             drawn = torch.multinomial(flat.cpu(), 1, generator=generator).to(value.device)
             return logp.reshape(-1, value.shape[-1]).gather(1, drawn).sum()
         tokens = value[0, ..., 0].numel()
         noise = torch.randn(value.shape, generator=generator).to(value.device)
         return (F.normalize(value, dim=-1) * noise).sum() * (tokens**-0.5)
 
-    def divergence(self, value: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
-        """KL(dense || value) per sample for logits, mean squared change of direction for features. Shape [batch]."""
-        value, dense = value.movedim(self.classes, -1).float(), dense.movedim(self.classes, -1).float()
+    def divergence(self, change: torch.Tensor, dense: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+        """How far `dense + change` is from `dense`. Shape [batch].
+
+        For logits: `T^2 KL(softmax(dense / T) || softmax((dense + change) / T))`, summed over tokens. For features: half the squared
+        change of direction, averaged over tokens. Both are computed from the change, so that small ones do not drown in rounding.
+        """
+        change, dense = change.movedim(self.classes, -1), dense.movedim(self.classes, -1)
+        if dense.dtype in (torch.float16, torch.bfloat16):
+            change, dense = change.float(), dense.float()
         if self.kind == "logits":
-            logp, logq = F.log_softmax(dense, dim=-1), F.log_softmax(value, dim=-1)
-            return (logp.exp() * (logp - logq)).flatten(1).sum(1)
-        change = (F.normalize(value, dim=-1) - F.normalize(dense, dim=-1)).square().sum(-1)
-        return 0.5 * change.flatten(1).mean(1)
+            p = F.softmax(dense / temperature, dim=-1)
+            change = torch.where(dense.isinf(), 0.0, change) / temperature  # classes that are masked out stay so
+            change = change - (p * change).sum(-1, keepdim=True)
+            divergence = torch.log1p((p * (torch.expm1(change) - change)).sum(-1).clamp_min(0))
+            return temperature**2 * divergence.reshape(len(divergence), -1).sum(1)
+        return 0.5 * change_of_direction(change, dense).square().sum(-1).flatten(1).mean(1)
+
+
+def change_of_direction(change: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    """`(x + d) / |x + d| - x / |x|` along the last dim, without subtracting two nearly equal vectors."""
+    old = dense.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    new = (dense + change).norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    longer = ((2 * dense + change) * change).sum(-1, keepdim=True) / (old + new)
+    return (change - dense * (longer / old)) / new
 
 
 def output_terms(program: Program) -> tuple[OutputTerm, ...]:

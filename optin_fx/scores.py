@@ -57,10 +57,15 @@ class Scores:
         """The scores made comparable between groups in a named way; what a search then ranks across all groups.
 
         Args:
-            how: `none`; `mean`: divided by the group's mean; `max`: by its largest; `sum`: to a sum of one per group (a group with more
-                units has smaller ones); `rank`: the place within the group, from 0 to 1; `z`: deviations from the group's mean; `kind`: divided
-                by the mean over all groups of the same kind, so that heads and neurons meet at one scale and layers keep their differences;
-                `flops`: divided by what one unit costs in the dense program.
+            how: one of
+                none
+                mean: divided by the group's mean
+                max: divided by the group's largest
+                sum: to a sum of one per group, so that a unit among many counts less
+                z: deviations from the group's mean
+                rank: the place within the group, from 0 to 1
+                kind: divided by the mean over all groups of a kind: heads and neurons meet at one scale, layers keep their differences
+                flops: divided by what one unit costs in the dense program
 
         Raises:
             ScoreError: there is no such way.

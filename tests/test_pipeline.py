@@ -31,7 +31,8 @@ def test_every_pass_is_a_documented_frozen_dataclass(name: str) -> None:
     assert cls.writes
     assert cls.__doc__
     assert not fields(cls) or "Attributes:" in cls.__doc__
-    assert all(f"{option.name}" in cls.__doc__ for option in fields(cls))
+    documented = "".join(base.__doc__ or "" for base in cls.__mro__)
+    assert all(f"{option.name}" in documented for option in fields(cls))
     with pytest.raises((FrozenInstanceError, AttributeError)):
         step.anything = 1  # type: ignore[attr-defined]
 

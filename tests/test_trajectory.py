@@ -9,6 +9,9 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import optin_fx as ofx
+from optin_fx.candidates import bytes_per_sample, parts_of
+from optin_fx.errors import ScoreError
+from optin_fx.execution import execution
 from optin_fx.layers import layers_of
 from optin_fx.outputs import output_terms
 
@@ -34,12 +37,15 @@ def naive(model: ofx.Program, x: torch.Tensor, name: str, unit: int, depth: str,
     nodes = [layer.node for layer in layers]
     dense, out = run(model, nodes)
     gated, out_gated = run(zeroed, nodes)
-    total = 0.0
+    total, moved = 0.0, 0
     for layer, a, b in zip(layers, dense, gated, strict=True):
         left, right = (F.normalize(layer.rows(v), dim=-1) for v in (a, b))
+        moved += not torch.equal(left, right)
         total += float((left @ left.mT - right @ right.mT).square().mean((1, 2)).mean())
     (term,) = output_terms(model)
-    return total + lam * float(term.divergence(out_gated, out).mean())
+    if depth == "mean":
+        total /= max(moved, 1)
+    return total + lam * float(term.divergence(out_gated - out, out).mean())
 
 
 class Encoder(nn.Module):
@@ -83,11 +89,37 @@ class Convolutional(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-CASES = {"encoder": (Encoder, (4, 7, 5)), "convolutional": (Convolutional, (4, 3, 6, 6))}
+class Vision(nn.Module):
+    """A small ViT-like network: patches by a convolution, a class token, pre-norm blocks with explicit attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(1, 12, 3, stride=3)
+        self.token, self.places = nn.Parameter(torch.randn(1, 1, 12)), nn.Parameter(torch.randn(1, 5, 12))
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"q": nn.Linear(12, 12), "k": nn.Linear(12, 12), "v": nn.Linear(12, 12), "o": nn.Linear(12, 12),
+                           "fc1": nn.Linear(12, 10), "fc2": nn.Linear(10, 12)})
+            for _ in range(2)
+        )  # fmt: skip
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places
+        for block in self.blocks:
+            normed = F.layer_norm(x, (12,))
+            q, k, v = (block[n](normed).unflatten(-1, (3, 4)).transpose(1, 2) for n in "qkv")
+            x = x + block["o"](((q @ k.mT / 2).softmax(-1) @ v).transpose(1, 2).flatten(2))
+            x = x + block["fc2"](F.gelu(block["fc1"](F.layer_norm(x, (12,)))))
+        return self.head(x[:, 0])
+
+
+CASES = {"bert": (Encoder, (4, 7, 5)), "vit": (Vision, (4, 1, 6, 6)), "resnet": (Convolutional, (4, 3, 6, 6))}
 
 
 @pytest.mark.parametrize("case", list(CASES))
-@pytest.mark.parametrize("depth", ["sum", "last"])
+@pytest.mark.parametrize("depth", ["sum", "mean", "last"])
 def test_equal_to_the_naive_reference(case: str, depth: str) -> None:
     cls, shape = CASES[case]
     x = torch.randn(*shape, dtype=torch.float64)
@@ -97,6 +129,8 @@ def test_equal_to_the_naive_reference(case: str, depth: str) -> None:
         for unit in (0, len(scores[name]) - 1):
             expected = naive(program, x, name, unit, depth, 0.7)
             assert float(scores[name][unit]) == pytest.approx(expected, rel=1e-5), (name, unit)
+    for name in scores:
+        assert scores[name].max() > 0, name
 
 
 def test_stacking_changes_nothing() -> None:
@@ -116,3 +150,64 @@ def test_the_sketch_ranks_as_the_exact_criterion_does() -> None:
     left = torch.cat([exact[name] for name in exact])
     right = torch.cat([sketch[name] for name in exact])
     assert spearmanr(left, right).statistic > 0.9
+
+
+def test_a_limit_on_memory_cuts_batches_and_changes_nothing() -> None:
+    x = torch.randn(5, 7, 5, dtype=torch.float64)
+    program = ofx.trace(Encoder().double(), (x,))
+    whole = ofx.score(program, "trajectory", data=[x], tokens=4)
+    with execution(memory_limit=2 * bytes_per_sample(program, ofx.Batch((x,)))):
+        parts = parts_of(program, [ofx.Batch((x,))], 16)
+        assert [(part.batch.args[0].shape[0], part.at_once) for part in parts] == [(2, 1), (2, 1), (1, 1)]
+        cut = ofx.score(program, "trajectory", data=[x], tokens=4)
+    with execution(memory_limit=15 * bytes_per_sample(program, ofx.Batch((x,)))):
+        (part,) = parts_of(program, [ofx.Batch((x,))], 16)
+        assert part.at_once == 3
+    for name in whole:
+        assert torch.allclose(whole[name], cut[name], rtol=1e-9)
+
+
+def test_a_fixed_batch_is_neither_cut_nor_stacked() -> None:
+    x = torch.randn(4, 7, 5)
+    program = ofx.trace(Encoder(), (x,), dynamic_shapes={})
+    assert [part.at_once for part in parts_of(program, [ofx.Batch((x,))], 16)] == [1]
+    dynamic = ofx.score(ofx.trace(Encoder(), (x,)), "trajectory", data=[x])
+    fixed = ofx.score(program, "trajectory", data=[x])
+    for one, other in zip(dynamic.values.values(), fixed.values.values(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4)
+
+
+def test_bfloat16_products_keep_the_ranking() -> None:
+    x = torch.randn(8, 7, 5)
+    program = ofx.trace(Encoder(), (x,))
+    full, half = (ofx.score(program, "trajectory", data=[x], precision=precision) for precision in ("full", "bf16"))
+    for name in full:
+        assert torch.allclose(full[name], half[name], rtol=0.05)
+    assert any(not torch.equal(full[name], half[name]) for name in full)
+
+
+def test_layers_can_be_chosen() -> None:
+    x = torch.randn(4, 7, 5)
+    program = ofx.trace(Encoder(), (x,))
+    first, last, both = (
+        ofx.score(program, "trajectory", data=[x], lam=0.0, layers=text) for text in ("layers.0", "layers.1", "layers.0+layers.1")
+    )
+    whole = ofx.score(program, "trajectory", data=[x], lam=0.0)
+    for name in whole:
+        assert torch.allclose(first[name] + last[name], whole[name])
+        assert torch.equal(both[name], whole[name])
+    assert float(first["layers.1.fc1:neuron"].max()) == 0  # it lies behind that layer
+    with pytest.raises(ScoreError, match="no layer, module or node fits 'stages"):
+        ofx.score(program, "trajectory", data=[x], layers="stages.*")
+
+
+def test_a_temperature_softens_the_output_term() -> None:
+    x = torch.randn(4, 7, 5, dtype=torch.float64)
+    program = ofx.trace(Encoder().double(), (x,))
+    name = "layers.0.fc1:neuron"
+    found = ofx.score(program, "trajectory", data=[x], layers="layers.1", temperature=3.0)[name]
+    without = ofx.score(program, "trajectory", data=[x], layers="layers.1", lam=0.0)[name]
+    gated = ofx.mask(program, ofx.make_plan(program, {name: list(range(1, 10))}))
+    p, q = (F.log_softmax(run(x) / 3.0, -1) for run in (program, gated))
+    divergence = 9.0 * float((p.exp() * (p - q)).sum(-1).mean())
+    assert float(found[0] - without[0]) == pytest.approx(divergence, rel=1e-6)
