@@ -25,6 +25,7 @@ from optin_fx.plan import Plan, resolve
 from optin_fx.program import Program
 from optin_fx.refittable import Layer, layer_of
 from optin_fx.rewriting import sliced
+from optin_fx.rows import chosen_rows
 from optin_fx.sensitivity import Sensitivity, sensitivities
 from optin_fx.units import unit_of_position
 
@@ -167,7 +168,7 @@ class _Reconstruction:
                 self.dense.values[dense_input.name][i], layer.input_dim(self.dense.values[dense_input.name][i].dim()), kept_inputs
             )
             read = dense if self.options.mode == "parallel" else self.sliced.values[layer.input.name][i]
-            index = self._chosen(layer.outputs_of(target).shape[0], mask, read, generator)
+            index = chosen_rows(layer.outputs_of(target).shape[0], mask, read, self.options.rows, generator)
             x, y = layer.inputs_of(read, index).float(), layer.outputs_of(target, index).float()
             if self.options.target == "own" and self.options.mode == "sequential":
                 y = y + _grouped(x - layer.inputs_of(dense, index).float(), weight, layer.groups)
@@ -175,16 +176,6 @@ class _Reconstruction:
             if seen is not None:
                 w = self.options.floor + (1 - self.options.floor) * seen.rows[i][index] / max(seen.mean, 1e-30)
             yield x, y, w
-
-    def _chosen(self, count: int, mask: torch.Tensor | None, read: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Numbers of the rows that enter: no padding, and not too many."""
-        if mask is not None and read.dim() == 3 and mask.shape == read.shape[:2] and mask.numel() == count:
-            index = torch.nonzero(mask.flatten()).flatten()
-        else:
-            index = torch.arange(count)
-        if len(index) > self.options.rows:
-            index = index[torch.randperm(len(index), generator=generator)[: self.options.rows]]
-        return index
 
     def _branch(self, node: fx.Node) -> Branch | None:
         """The branch that a consumer ends, if both programs know the other addend by now."""

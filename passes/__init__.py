@@ -8,6 +8,7 @@ from optin_fx.passes.score_activation import ScoreActivation
 from optin_fx.passes.score_fisher import ScoreFisher
 from optin_fx.passes.score_magnitude import ScoreMagnitude
 from optin_fx.passes.score_random import ScoreRandom
+from optin_fx.passes.score_reconstruction import ScoreReconstruction
 from optin_fx.passes.score_taylor import ScoreTaylor
 from optin_fx.passes.score_trajectory import ScoreTrajectory
 from optin_fx.passes.score_trajectory_sketch import ScoreTrajectorySketch
@@ -24,6 +25,7 @@ __all__ = [
     "ScoreFisher",
     "ScoreMagnitude",
     "ScoreRandom",
+    "ScoreReconstruction",
     "ScoreTaylor",
     "ScoreTrajectory",
     "ScoreTrajectorySketch",

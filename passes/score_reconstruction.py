@@ -1,0 +1,150 @@
+"""The error that compensation would leave, as a criterion: choice and compensation agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from optin_fx.analysis import Consumer, analyse
+from optin_fx.data import Batch
+from optin_fx.dims import Axis
+from optin_fx.elimination import Elimination, removal_order, scores_of_curve
+from optin_fx.errors import PipelineError
+from optin_fx.groups import group, leaf_names
+from optin_fx.interpreter import Runner, consumers_by_node
+from optin_fx.masks import token_mask
+from optin_fx.moments import Moments
+from optin_fx.pipeline import ScorePass, find_pass
+from optin_fx.program import Program
+from optin_fx.refittable import Layer, layer_of
+from optin_fx.rows import chosen_rows
+from optin_fx.sensitivity import Sensitivity, sensitivities
+from optin_fx.units import unit_of_position
+
+
+@dataclass(frozen=True)
+class ScoreReconstruction(ScorePass):
+    """What is lost when a unit goes *after* the units before it and the consumers were refitted: Optimal Brain Surgeon, unit by unit.
+
+    Within a group units are removed greedily, each time the one whose removal leaves the least error at the group's consumers
+    given the best refit of what stays (ZipLM, OSSCAR; `optin_fx.elimination`); a unit's score is what it added. An error at
+    a consumer counts by the squared gradient of the output at its rows and features, so that errors of different layers are
+    comparable to second order. As that neglects what errors of several rows do together, each group's curve is scaled so that its
+    single-unit losses without any compensation sum to those of `within`, a criterion that measures at the gates. Groups
+    without a consumer that can be refitted keep that criterion's scores.
+    Cost: `within`; one forward and backward, one forward for covariances, O(d^3) per consumer of d inputs.
+
+    Attributes:
+        within: criterion that sets the scale between groups; empty for none.
+        ridge: damping of the covariances, as a share of their mean diagonal.
+        chunk: share of a group's units that are removed between two updates of the matrices.
+        rows: at most so many rows per batch enter a covariance.
+        draws: labels drawn per sample for the gradients.
+        seed: of labels and rows.
+    """
+
+    within: str = "trajectory-sketch"
+    ridge: float = 1e-2
+    chunk: float = 0.02
+    rows: int = 4096
+    draws: int = 1
+    seed: int = 0
+
+    def score(self, program: Program, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
+        """Marginal losses along each group's removal order."""
+        found = self._within(program, batches)
+        with torch.no_grad():
+            layers = _layers(program)
+            features = {node: layer.output_dim(layer.node.meta["val"].dim()) for node, (_, layer) in layers.items()}
+            seen = sensitivities(program, batches, features, draws=self.draws, seed=self.seed)
+            moments = self._moments(program, batches, layers, seen)
+            leaves = {name: leaf for leaf, name in leaf_names(analyse(program)).items()}
+            for g in group(program).free:
+                consumers = [
+                    c for node in layers for c in self._consumers(program, leaves[g.name], *layers[node], moments[node], seen[node])
+                ]
+                if not consumers:
+                    continue
+                order, added = removal_order([c for c, _ in consumers], g.extent, max(1, round(self.chunk * g.extent)))
+                scale = 1.0
+                if self.within:
+                    scale = float(found[g.name].clamp_min(0).sum()) / max(sum(alone for _, alone in consumers), 1e-30)
+                found[g.name] = scale * scores_of_curve(order, added)
+        return found
+
+    def _within(self, program: Program, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
+        if not self.within:
+            return {g.name: torch.zeros(g.extent, dtype=torch.float64) for g in group(program).free}
+        step = find_pass(self.within, "score")
+        if not isinstance(step, ScorePass):
+            raise PipelineError(f"{self.within!r} is no criterion", at="score-reconstruction, option within", fix="name a score pass")
+        return {name: v.double().cpu() for name, v in step.score(program, batches).items() if not name.startswith("extra/")}
+
+    def _moments(
+        self, program: Program, batches: Sequence[Batch], layers: Mapping[str, tuple[Consumer, Layer]], seen: Mapping[str, Sensitivity]
+    ) -> dict[str, list[Moments]]:
+        """Per consumer and block, moments of its inputs; rows count by their squared gradients."""
+        found: dict[str, list[Moments]] = {}
+        generator = torch.Generator().manual_seed(self.seed)
+        for i, batch in enumerate(batches):
+            add = partial(self._add, found, layers, seen, generator, i, token_mask(program, batch))
+            Runner(program, observe=add)(batch)
+        return found
+
+    def _add(
+        self,
+        sums: dict[str, list[Moments]],
+        layers: Mapping[str, tuple[Consumer, Layer]],
+        seen: Mapping[str, Sensitivity],
+        generator: torch.Generator,
+        batch: int,
+        mask: torch.Tensor | None,
+        consumer: Consumer,
+        value: torch.Tensor,
+        *_: object,
+    ) -> None:
+        if consumer.node not in layers or layers[consumer.node][0] != consumer:
+            return
+        layer, weights = layers[consumer.node][1], seen[consumer.node].rows[batch]
+        index = chosen_rows(len(weights), mask, value, self.rows, generator)
+        x = layer.inputs_of(value, index).float()
+        own = sums.setdefault(consumer.node, [Moments(x.shape[1] // layer.groups, 0) for _ in range(layer.groups)])
+        share = len(weights) / max(len(index), 1) if mask is None else 1.0
+        for moments, part in zip(own, x.chunk(layer.groups, 1), strict=True):
+            moments.add(part, part[:, :0], weights[index] * share)
+
+    def _consumers(
+        self, program: Program, leaf: Axis, consumer: Consumer, layer: Layer, moments: Sequence[Moments], seen: Sensitivity
+    ) -> list[tuple[Elimination, float]]:
+        """The consumer's blocks that read a group, each with what its units lose one by one and uncompensated."""
+        if leaf not in consumer.leaves:
+            return []
+        applied = analyse(program).applied[consumer.node]
+        axis = analyse(program).axes[applied.call.operands[consumer.operand].node.name][consumer.dim]
+        units = unit_of_position(axis, leaf).repeat_interleave(layer.repeats)
+        weight = layer.matrix()[0] * (seen.features / seen.features.sum().clamp_min(1e-30)).sqrt()[:, None]
+        found = []
+        for own, rows, block in zip(moments, weight.chunk(layer.groups), units.chunk(layer.groups), strict=True):
+            columns = [torch.nonzero(block == unit).flatten() for unit in range(leaf.size)]
+            if own.count <= 0 or len({len(c) for c in columns}) != 1 or not len(columns[0]):
+                continue  # a group of convolution groups: whole blocks go, nothing is left that could make up for them
+            mine = torch.stack(columns)
+            second = own.xx / max(seen.count, 1)
+            alone = (second * (rows.T @ rows))[mine[:, :, None], mine[:, None, :]].sum()
+            covariance = own.centred()[2] * (own.count / max(seen.count, 1))
+            found.append((Elimination.of(rows, covariance, mine, self.ridge), float(alone)))
+        return found
+
+
+def _layers(program: Program) -> dict[str, tuple[Consumer, Layer]]:
+    """Consumers of prunable units whose weights can be solved for, by node, in graph order."""
+    nodes = {node.name: node for node in program.graph_module.graph.nodes}
+    found = {}
+    for name, consumers in consumers_by_node(analyse(program)).items():
+        layer = layer_of(nodes[name], program.graph_module)
+        if isinstance(layer, Layer) and consumers[0].operand == 0:
+            found[name] = (consumers[0], layer)
+    return found

@@ -1,0 +1,71 @@
+"""Greedy removal with compensation: the sum of its steps is the joint loss; chunks and blocks agree with it; scores keep its order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import optin_fx as ofx
+from optin_fx.elimination import Elimination, removal_order, scores_of_curve
+
+
+def _problem(seed: int, columns: int, outputs: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(seed)
+    mix = torch.randn(columns, columns, dtype=torch.float64)
+    return torch.randn(outputs, columns, dtype=torch.float64), mix @ mix.T / columns
+
+
+def _joint(weight: torch.Tensor, covariance: torch.Tensor, gone: list[int]) -> float:
+    """tr(W_P [(C^-1)_PP]^-1 W_P^T)."""
+    inverse = torch.linalg.inv(covariance)[gone][:, gone]
+    return float(torch.trace(weight[:, gone] @ torch.linalg.inv(inverse) @ weight[:, gone].T))
+
+
+@pytest.mark.parametrize(("per_unit", "chunk"), [(1, 1), (1, 3), (3, 1), (3, 2)])
+def test_losses_add_up_to_the_joint_loss(per_unit: int, chunk: int) -> None:
+    weight, covariance = _problem(0, 12)
+    columns = torch.arange(12).reshape(-1, per_unit)
+    order, added = removal_order([Elimination.of(weight, covariance, columns, 0.0)], len(columns), chunk)
+    assert sorted(order) == list(range(len(columns)))
+    for count in range(1, len(order) + 1):
+        gone = columns[order[:count]].flatten().tolist()
+        assert sum(added[:count]) == pytest.approx(_joint(weight, covariance, gone), rel=1e-6)
+
+
+def test_each_step_takes_the_least() -> None:
+    weight, covariance = _problem(1, 8)
+    order, added = removal_order([Elimination.of(weight, covariance, torch.arange(8)[:, None], 0.0)], 8, 1)
+    for step in range(8):
+        base = _joint(weight, covariance, order[:step]) if step else 0.0
+        choices = [_joint(weight, covariance, [*order[:step], u]) - base for u in range(8) if u not in order[:step]]
+        assert added[step] == pytest.approx(min(choices), rel=1e-6)
+
+
+def test_consumers_count_together() -> None:
+    (w1, c1), (w2, c2) = _problem(2, 6), _problem(3, 6, outputs=2)
+    made = [Elimination.of(w, c, torch.arange(6)[:, None], 0.0) for w, c in ((w1, c1), (w2, c2))]
+    order, added = removal_order(made, 6, 2)
+    assert sum(added[:3]) == pytest.approx(_joint(w1, c1, order[:3]) + _joint(w2, c2, order[:3]), rel=1e-6)
+
+
+def test_scores_rank_in_the_order_and_sum_to_the_hull() -> None:
+    order, added = [3, 0, 2, 1], [1.0, 4.0, 2.0, 9.0]
+    scores = scores_of_curve(order, added)
+    assert torch.argsort(scores).tolist() == order
+    assert scores[torch.tensor(order)].tolist() == pytest.approx([1.0, 3.0, 3.0, 9.0])
+
+
+def test_of_a_pair_of_equal_units_one_goes_for_free() -> None:
+    """Magnitudes and gradients see two units that matter; with compensation the first of them costs nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+    with torch.no_grad():
+        model[0].weight[5], model[0].bias[5] = model[0].weight[4], model[0].bias[4]
+        model[2].weight[:, 4:6] *= 4
+    data = [torch.randn(64, 6) for _ in range(4)]
+    program = ofx.trace(model, (data[0],))
+    scores = ofx.score(program, "reconstruction{ridge=1e-6}", data=data)["0:neuron"]
+    assert int(scores.argmin()) in (4, 5)
+    assert float(scores.min()) < 1e-3 * float(scores.sort().values[1])
+    assert float(ofx.score(program, "trajectory-sketch", data=data)["0:neuron"][4:6].min()) > float(scores.median())
