@@ -24,6 +24,7 @@ from optin_fx.caches import cache_leaves, register_caches
 from optin_fx.containers import class_names, in_lists, register_by_name, register_containers
 from optin_fx.errors import LoadError, SaveError, TraceError
 from optin_fx.inline import inline_grad_regions
+from optin_fx.training import switchable
 
 EXTRA_FILE = "optin_fx.json"
 
@@ -53,15 +54,21 @@ class Program:
     # -- running -------------------------------------------------------------------------------------------------
 
     def module(self) -> nn.Module:
-        """The program as a callable, trainable `torch.fx.GraphModule`; its parameters are the program's own."""
-        return self.exported.module(check_guards=False)
+        """The program as a callable, trainable `torch.fx.GraphModule`, in eval mode; its parameters are the program's own.
+
+        `train()` switches dropout and BatchNorm on, `eval()` off again; see `optin_fx.training` for what an eval graph cannot know.
+        """
+        return switchable(self._unlifted())
 
     @cached_property
     def graph_module(self) -> fx.GraphModule:
         """`module()` with its no-grad regions inlined, made once. To read and to run: passes copy its graph to edit it."""
+        return inline_grad_regions(self._unlifted())
+
+    def _unlifted(self) -> fx.GraphModule:
         module = self.exported.module(check_guards=False)
         assert isinstance(module, fx.GraphModule)
-        return inline_grad_regions(module)
+        return module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program without gradients, called as the model is."""

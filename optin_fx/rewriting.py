@@ -56,7 +56,7 @@ def editable(program: Program) -> fx.GraphModule:
 
 def sliced(program: Program, plan: Plan) -> fx.GraphModule:
     """`rewrite` before it is traced again."""
-    return slice_graph(program, resolve(program, plan))
+    return slice_graph(program, resolve(program, plan), copied=True)
 
 
 def masked(program: Program, plan: Plan) -> fx.GraphModule:
@@ -64,10 +64,14 @@ def masked(program: Program, plan: Plan) -> fx.GraphModule:
     return mask_graph(program, resolve(program, plan))
 
 
-def slice_graph(program: Program, cut: Cut) -> fx.GraphModule:
-    """A copy of the program's graph without the units that a cut removes."""
+def slice_graph(program: Program, cut: Cut, *, copied: bool = False) -> fx.GraphModule:
+    """A copy of the program's graph without the units that a cut removes.
+
+    Args:
+        copied: also tensors that stay whole get memory of their own, so that training the result leaves the program as it was.
+    """
     analysis, module = cut.analysis, editable(program)
-    _slice_tensors(module, cut)
+    _slice_tensors(module, cut, copied=copied)
     nodes = {node.name: node for node in module.graph.nodes}
     for node in list(nodes.values()):
         if node.name in analysis.applied:
@@ -134,7 +138,7 @@ def _narrow_state(module: fx.GraphModule, cut: Cut) -> None:
         end.args = (type(end.args[0])(flat),)
 
 
-def _slice_tensors(module: fx.GraphModule, cut: Cut) -> None:
+def _slice_tensors(module: fx.GraphModule, cut: Cut, *, copied: bool) -> None:
     """Replace the tensors of a graph by their kept slices; what was tied is tied again, also a weight and its transpose."""
     memory: dict[Any, torch.Tensor] = {}
     made: dict[Any, torch.Tensor] = {}
@@ -145,13 +149,19 @@ def _slice_tensors(module: fx.GraphModule, cut: Cut) -> None:
         key = storage_key(tensor)
         if key not in memory:
             memory[key] = in_memory_order(_slice(tensor, [positions(axis, cut.units) for axis in cut.analysis.axes[node.name]]), tensor)
-        if memory[key].untyped_storage()._cdata == tensor.untyped_storage()._cdata:
+            if copied and _shares(memory[key], tensor):
+                memory[key] = memory[key].clone()
+        if _shares(memory[key], tensor):
             continue
         form = (key, tuple(tensor.shape), tensor.stride())
         if form not in made:
             value = from_memory_order(memory[key], tensor)
             made[form] = nn.Parameter(value, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
         assign(module, str(node.target), made[form])
+
+
+def _shares(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return left.untyped_storage()._cdata == right.untyped_storage()._cdata
 
 
 def _slice(tensor: torch.Tensor, kept: list[torch.Tensor | None]) -> torch.Tensor:

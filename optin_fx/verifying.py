@@ -10,9 +10,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from optin_fx.errors import VerifyError
-from optin_fx.plan import Plan
+from optin_fx.plan import Plan, resolve
 from optin_fx.program import Program
-from optin_fx.rewriting import masked, sliced
+from optin_fx.rewriting import mask_graph, slice_graph
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest relative difference that counts as equal, by the coarsest floating dtype of the outputs."""
@@ -58,7 +58,8 @@ def verify(program: Program, plan: Plan, *, strict: bool = False) -> Agreement:
         VerifyError: with `strict`, if they differ.
         PlanError: the plan does not fit the program.
     """
-    small, zeroed = sliced(program, plan), masked(program, plan)
+    cut = resolve(program, plan)
+    small, zeroed = slice_graph(program, cut), mask_graph(program, cut)
     with torch.no_grad():
         ours, theirs, dense = (m(*program.args, **program.kwargs) for m in (small, zeroed, program.graph_module))
     found = agreement(ours, theirs)
