@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -34,6 +34,7 @@ class Space:
         order: per group its units, best first. gains: their scores in that order, not below zero.
         least: fewest units to keep. step: widths between `least` and the extent are multiples of this.
         additive: the scores estimate losses, so that they may be added up and compared between groups.
+        notes: what a search wants to be known about its result; it ends in the plan's provenance.
     """
 
     program: Program
@@ -44,6 +45,7 @@ class Space:
     least: Mapping[str, int]
     step: Mapping[str, int]
     additive: bool = True
+    notes: dict[str, Any] = field(default_factory=dict)
     prefix: Mapping[str, torch.Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -131,7 +133,7 @@ class BudgetedSearch(SearchPass):
             space.program,
             kept,
             predicted={"flops": cost.flops, "params": cost.params, "bytes": cost.bytes},
-            provenance={"search": str(self), "score": scores.method, "budget": str(space.bound.budget)},
+            provenance={"search": str(self), "score": scores.method, "budget": str(space.bound.budget), **space.notes},
         )
         space.bound.check(plan)
         return plan

@@ -13,6 +13,7 @@ from optin_fx.passes.score_taylor import ScoreTaylor
 from optin_fx.passes.score_trajectory import ScoreTrajectory
 from optin_fx.passes.score_trajectory_sketch import ScoreTrajectorySketch
 from optin_fx.passes.score_wanda import ScoreWanda
+from optin_fx.passes.search_knapsack import SearchKnapsack
 from optin_fx.passes.search_kwon import SearchKwon
 from optin_fx.passes.search_rank import SearchRank
 
@@ -30,6 +31,7 @@ __all__ = [
     "ScoreTrajectory",
     "ScoreTrajectorySketch",
     "ScoreWanda",
+    "SearchKnapsack",
     "SearchKwon",
     "SearchRank",
 ]
