@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +16,7 @@ from optin_fx.pipeline import SearchPass, State
 from optin_fx.plan import Plan, make_plan
 from optin_fx.program import Program
 from optin_fx.scores import Scores, check
+from optin_fx.steering import Widths, as_widths, bounds_of, names, refuse_strangers, step_of, touches
 
 INSIDE_HEADS = ("qk-dim", "v-dim", "head-dim", "rotary-pair")
 """Kinds that shrink every head of a layer at once. Off by default: engines run odd head widths slowly."""
@@ -32,7 +32,7 @@ class Space:
         program, bound: what is pruned, and its budget.
         groups: the groups that may shrink, by name.
         order: per group its units, best first. gains: their scores in that order, not below zero.
-        least: fewest units to keep. step: widths between `least` and the extent are multiples of this.
+        least, most: fewest and most units to keep. step: widths between them are multiples of this.
         additive: the scores estimate losses, so that they may be added up and compared between groups.
         notes: what a search wants to be known about its result; it ends in the plan's provenance.
     """
@@ -43,6 +43,7 @@ class Space:
     order: Mapping[str, torch.Tensor]
     gains: Mapping[str, torch.Tensor]
     least: Mapping[str, int]
+    most: Mapping[str, int]
     step: Mapping[str, int]
     additive: bool = True
     notes: dict[str, Any] = field(default_factory=dict)
@@ -53,8 +54,8 @@ class Space:
         object.__setattr__(self, "prefix", sums)
 
     def whole(self) -> Counts:
-        """Every group as it is."""
-        return {name: g.extent for name, g in self.groups.items()}
+        """Every group as wide as it may be."""
+        return dict(self.most)
 
     def value(self, counts: Mapping[str, int]) -> float:
         """Score kept."""
@@ -63,24 +64,24 @@ class Space:
     def round_down(self, name: str, count: int) -> int:
         """The nearest width that may be chosen, from below."""
         step = self.step[name]
-        return count if count >= self.groups[name].extent else max(self.least[name], count // step * step)
+        return self.most[name] if count >= self.most[name] else max(self.least[name], count // step * step)
 
     def choices(self, name: str) -> list[int]:
         """All widths that may be chosen, ascending."""
-        least, step, extent = self.least[name], self.step[name], self.groups[name].extent
-        return sorted({least, extent, *range(-(-max(least, 1) // step) * step, extent, step)})
+        least, step, most = self.least[name], self.step[name], self.most[name]
+        return sorted({least, most, *range(-(-max(least, 1) // step) * step, most, step)})
 
     def spend(self, counts: Counts, worth: Mapping[str, torch.Tensor]) -> None:
         """Fill what is left of the budget, in place, step by step in the order of the next units' worth."""
-        open_groups = {name for name in self.groups if counts[name] < self.groups[name].extent}
+        open_groups = {name for name in self.groups if counts[name] < self.most[name]}
         while open_groups:
             name = max(sorted(open_groups), key=lambda n: float(worth[n][counts[n]]))
-            step = min(self.step[name] - counts[name] % self.step[name], self.groups[name].extent - counts[name])
+            step = min(self.step[name] - counts[name] % self.step[name], self.most[name] - counts[name])
             counts[name] += step
             if not self.bound.holds(counts):
                 counts[name] -= step
                 open_groups.discard(name)
-            elif counts[name] >= self.groups[name].extent:
+            elif counts[name] >= self.most[name]:
                 open_groups.discard(name)
 
     def prices(self, counts: Mapping[str, int]) -> dict[str, float]:
@@ -96,20 +97,28 @@ class BudgetedSearch(SearchPass):
     Attributes:
         budget: see `optin_fx.budget`.
         kinds: kinds of units to prune; empty means all but those inside heads (qk-dim, v-dim, head-dim, rotary-pair).
-        freeze: patterns (fnmatch) of group names to leave whole.
+        freeze: patterns (fnmatch) of what to leave whole: names of groups, modules or parameters, `encoder.layer.3`, `*.attention.*`.
+        widths: least and most units of the groups that a pattern names, by group or by module: `{"*.mlp.*": (64, 256)}`; None is no bound.
         min_keep: least share of every group's units to keep (at least one unit; at 0, whole residual branches may go).
         min_width: least number of units to keep in every group.
-        align: widths are multiples of this where the extent allows; 1 is free choice. Applies to groups of at least 4 x align units.
+        align: widths are multiples of this; 1 is free choice. Groups of less than 2 x align units, and counts of heads, are free.
     """
 
     budget: str = "flops <= 50%"
     kinds: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
+    widths: Widths = ()
     min_keep: float = 0.05
     min_width: int = 0
     align: int = 1
 
     abstract: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("kinds", "freeze"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        object.__setattr__(self, "widths", as_widths(self.widths))
 
     def choose(self, space: Space) -> Counts:
         """How many units each group keeps."""
@@ -146,26 +155,31 @@ class BudgetedSearch(SearchPass):
         """
         groups = group(program)
         check(scores, groups)
+        refuse_strangers(groups.free, self.freeze, touches)
         chosen = {g.name: g for g in groups.free if self._may_prune(g)}
         if not chosen:
             raise BudgetError("no group may be pruned", so="no budget below 100% can be met", fix="allow more kinds, or freeze less")
+        refuse_strangers(chosen.values(), (pattern for pattern, *_ in self.widths), names)
         bound = parse_budget(self.budget).bind(cost_model(program), latencies)
-        step = {name: self.align if g.extent >= 4 * self.align else 1 for name, g in chosen.items()}
+        step = {name: step_of(g, self.align) for name, g in chosen.items()}
+        most = {name: bounds_of(g, self.widths, step[name])[1] for name, g in chosen.items()}
         least = self.least(chosen, step, self.min_keep)
         bound.refuse_unreachable(least)
         order = {name: torch.argsort(scores[name], descending=True, stable=True) for name in chosen}
         gains = {name: scores[name][units].double().clamp_min(0) for name, units in order.items()}
-        return Space(program, bound, chosen, order, gains, least, step, scores.additive)
+        return Space(program, bound, chosen, order, gains, least, most, step, scores.additive)
 
     def least(self, groups: Mapping[str, Group], step: Mapping[str, int], share: float) -> Counts:
         """Fewest units of each group, as a share of its extent and by the options."""
         found = {}
         for name, g in groups.items():
-            floor = max(0 if g.removable and share == 0 else 1, round(share * g.extent), min(self.min_width, g.extent))
-            found[name] = min(g.extent, -(-floor // step[name]) * step[name])
+            asked, most = bounds_of(g, self.widths, step[name])
+            none = g.removable and share == 0 and asked == 1
+            floor = max(0 if none else asked, round(share * g.extent), min(self.min_width, g.extent))
+            found[name] = min(most, -(-floor // step[name]) * step[name])
         return found
 
     def _may_prune(self, g: Group) -> bool:
-        if any(fnmatch(g.name, pattern) for pattern in self.freeze):
+        if any(touches(pattern, g) for pattern in self.freeze):
             return False
         return g.kind in self.kinds if self.kinds else g.kind not in INSIDE_HEADS

@@ -39,6 +39,10 @@ def search(
     data: options.Data = None,
     scores: Annotated[Path | None, typer.Option("--scores", help="scores that `score --out` wrote, in place of --score and --data")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the plan to this .json file")] = None,
+    freeze: options.Freeze = None,
+    width: options.Width = None,
+    kinds: options.Kinds = "",
+    align: options.Align = 1,
     rows: options.Rows = 8,
     samples: options.Samples = 256,
     as_json: options.Json = False,
@@ -50,12 +54,13 @@ def search(
     """Choose the units to keep under a budget."""
     if out is not None:
         writable_file(out)
+    steer = options.steering(freeze, width, kinds, align)
     program = read_model(model, Sizes(batch, length, image, weights))
     if scores is not None:
         found = Scores.load(scores)
     else:
         found = ofx.score(program, score, data=read_data(data, program, rows=rows, samples=samples))
-    plan = ofx.search(program, found, budget=budget)
+    plan = ofx.search(program, found, budget=budget, **steer)
     if out is not None:
         out.write_text(plan.to_json())
     show(plan, json.loads(plan.to_json()), as_json=as_json)
@@ -111,6 +116,10 @@ def prune(
         bool, typer.Option("--compensate/--no-compensate", help="fold what was removed into what stays, in closed form")
     ] = True,
     out: options.Out = Path("optin-out"),
+    freeze: options.Freeze = None,
+    width: options.Width = None,
+    kinds: options.Kinds = "",
+    align: options.Align = 1,
     rows: options.Rows = 8,
     samples: options.Samples = 256,
     as_json: options.Json = False,
@@ -121,10 +130,11 @@ def prune(
 ) -> None:
     """All in one: trace, group, score, search, rewrite. Writes pruned.pt2, plan.json and report.md into a folder."""
     writable_folder(out)
+    steer = options.steering(freeze, width, kinds, align)
     source = find_model(model, Sizes(batch, length, image, weights))
     program = ofx.trace(source.model, source.args, source.kwargs)
     batches = read_data(data, program, rows=rows, samples=samples)
-    result = ofx.prune(program, program.args, program.kwargs, data=batches, score=score, budget=budget, compensate=compensate)
+    result = ofx.prune(program, program.args, program.kwargs, data=batches, score=score, budget=budget, compensate=compensate, **steer)
     result.program.save(out / "pruned.pt2")
     (out / "plan.json").write_text(result.plan.to_json())
     (out / "report.md").write_text(f"# {model}, {budget}\n\n{result.report}\n")

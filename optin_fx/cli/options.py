@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
+
+from optin_fx.errors import BudgetError
 
 Model: TypeAlias = Annotated[str, typer.Argument(metavar="MODEL", help="model.pt2, package.module:factory, timm:NAME or hf:NAME_OR_FOLDER")]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout, for machines")]
@@ -37,3 +40,42 @@ Budget: TypeAlias = Annotated[
 ]
 Target: TypeAlias = Annotated[str, typer.Option("--target", metavar="NAME", help="engine, e.g. onnxruntime:cpu or eager:cpu")]
 Out: TypeAlias = Annotated[Path, typer.Option("--out", "-o", help="where to write; made if need be")]
+Freeze: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--freeze", metavar="PATTERN", help="leave whole what this names (a group, module or parameter; * and ? allowed); repeat it"
+    ),
+]
+Width: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--width", metavar="PATTERN=LEAST:MOST", help="units that groups named so may end with; either side may be empty; repeat it"
+    ),
+]
+Kinds: TypeAlias = Annotated[
+    str,
+    typer.Option("--kinds", metavar="A,B", help="prune these kinds of units only, e.g. head,neuron [default: all but dims inside heads]"),
+]
+Align: TypeAlias = Annotated[int, typer.Option("--align", min=1, help="widths are multiples of this")]
+
+
+def steering(freeze: list[str] | None, width: list[str] | None, kinds: str, align: int) -> dict[str, Any]:
+    """The options of a search that say what the user wants left or reached.
+
+    Raises:
+        BudgetError: a width cannot be read.
+    """
+    return {
+        "freeze": tuple(freeze or ()),
+        "widths": tuple(map(_width, width or ())),
+        "kinds": tuple(filter(None, kinds.split(","))),
+        "align": align,
+    }
+
+
+def _width(text: str) -> tuple[str, int | None, int | None]:
+    match = re.fullmatch(r"(.+)=(\d*):(\d*)", text.strip())
+    if match is None:
+        raise BudgetError(f"cannot read the width {text!r}", fix="write PATTERN=LEAST:MOST, as in '*.mlp.*=64:256' or 'layer1=:32'")
+    pattern, least, most = match.groups()
+    return pattern, int(least) if least else None, int(most) if most else None
