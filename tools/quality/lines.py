@@ -28,13 +28,15 @@ CRITERIA = (
 PEERS = (
     Method("uniform width, magnitude", f"score-magnitude | search-uniform | {SLICE}", peer=True),
     Method("uniform width, magnitude + refit", f"score-magnitude | search-uniform | {REFIT}", peer=True),
-    Method("CORP-style", f"score-activation{{moment=energy}} | search-uniform | {REFIT}{{target=output, sequential=False}}", peer=True),
-    Method("Kwon et al., full", "score-fisher{keep_samples=True} | search-kwon | rearrange-fisher{search=greedy} | tune", peer=True),
+    Method("CORP-style", f"score-activation{{moment=energy}} | search-uniform | {REFIT}{{target=own}}", peer=True),
+    Method(
+        "Kwon et al., full", "score-fisher{keep_samples=True} | search-kwon | rearrange-fisher{search=greedy} | rewrite-tune", peer=True
+    ),
     Method("OPTIN as published", "score-trajectory{lam=0.1} | search-kwon | rewrite-slice", peer=True, tasks=("mnist-vit", "mnist-resnet")),
     Method("K-prune", "k-prune", peer=True, tasks=("mnist-vit", "reviews", "spans")),
     Method("torch-pruning, magnitude", "torch-pruning{importance=magnitude}", peer=True),
     Method("torch-pruning, Taylor", "torch-pruning{importance=taylor}", peer=True),
-    Method("torch-pruning, OBD-C (Hessian)", "torch-pruning{importance=hessian}", peer=True),
+    Method("torch-pruning, Hessian", "torch-pruning{importance=hessian}", peer=True),
 )
 
 METHODS = CRITERIA + PEERS

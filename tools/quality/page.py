@@ -42,9 +42,10 @@ def spread(values: Sequence[float]) -> float:
     return (max(values) - min(values)) / 2
 
 
-def task_table(lines: Sequence[Line], budgets: Sequence[float], metric: str) -> str:
-    """Methods down, budgets across; the best mean of a column is bold."""
-    best = {b: max((mean(v) for line in lines if (v := line.values(b, metric))), default=None) for b in budgets}
+def task_table(lines: Sequence[Line], budgets: Sequence[float], metric: str, *, lower: bool = False) -> str:
+    """Methods down, budgets across; the best mean of a column is bold, the least where `lower` is better."""
+    choose = min if lower else max
+    best = {b: choose((mean(v) for line in lines if (v := line.values(b, metric))), default=None) for b in budgets}
     rows = []
     for line in lines:
         texts = []

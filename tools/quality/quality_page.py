@@ -29,7 +29,8 @@ PLOTTED = (
     "CORP-style",
     "torch-pruning, Taylor",
 )
-SECOND = {"embeddings": "spearman", "photos": "kl", "spans": "exact"}
+SECOND = {"reviews": "loss", "embeddings": "spearman", "photos": "kl", "mnist-vit": "loss", "mnist-resnet": "loss", "spans": "exact"}
+LOWER = ("loss", "kl")
 
 HEAD = """# Quality at equal FLOPs
 
@@ -84,7 +85,8 @@ def _section(name: str, metric: str, lines: Sequence[Line]) -> str:
     text += f"{SAMPLES[name]} calibration inputs; weights {checkpoint(name)[:12]}. `{metric}` by share of FLOPs kept:\n\n"
     text += task_table(lines, budgets, metric) + "\n\n"
     if name in SECOND:
-        text += f"`{SECOND[name]}`:\n\n{task_table(lines, budgets, SECOND[name])}\n\n"
+        less = " (less is better)" if SECOND[name] in LOWER else ""
+        text += f"`{SECOND[name]}`{less}:\n\n{task_table(lines, budgets, SECOND[name], lower=bool(less))}\n\n"
     lost = behind(lines, DEFAULT, budgets, metric)
     if lost:
         text += "A peer is above the default by more than the spread: " + "; ".join(lost) + ".\n\n"

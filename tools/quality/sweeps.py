@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .methods import Method
 
 SCORE, SEARCH, REFIT = "score-trajectory-sketch", "search-rank", "rewrite-reconstruct"
-NAMES = ("random", "magnitude", "activation", "wanda", "taylor", "fisher", "trajectory-sketch")
+NAMES = ("random", "magnitude", "activation", "wanda", "taylor", "fisher", "reconstruction", "trajectory-sketch")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def _pipeline(score: str = SCORE, search: str = SEARCH, rewrite: str = REFIT) ->
 
 
 def _levels() -> tuple[Method, ...]:
-    rewrites = {"affine": REFIT, "bias": f"{REFIT}{{level=bias}}", "none": "rewrite-slice"}
+    rewrites = {"affine": REFIT, "scale": "rewrite-tune", "bias": f"{REFIT}{{level=bias}}", "none": "rewrite-slice"}
     return tuple(
         Method(f"{name}, {level}", _pipeline(f"score-{name}", rewrite=rewrite)) for name in NAMES for level, rewrite in rewrites.items()
     )
@@ -37,12 +37,14 @@ def _levels() -> tuple[Method, ...]:
 SWEEPS = (
     Sweep("Criterion and compensation", "Does a better criterion still matter once what is left is refitted?", _levels()),
     Sweep(
-        "What the refit aims at",
-        "The residual stream of the dense program, its output, or (one-shot) its output at dense inputs?",
+        "What the refit aims at, and what it reads",
+        "The dense residual stream, the dense output or the layer's own output; inputs of the pruned program or of the dense one?",
         _methods(
             residual_stream=_pipeline(),
-            dense_output=_pipeline(rewrite=f"{REFIT}{{target=output}}"),
-            one_shot=_pipeline(rewrite=f"{REFIT}{{target=output, sequential=False}}"),
+            dense_output=_pipeline(rewrite=f"{REFIT}{{target=dense}}"),
+            own_output=_pipeline(rewrite=f"{REFIT}{{target=own}}"),
+            dense_inputs=_pipeline(rewrite=f"{REFIT}{{target=dense, mode=parallel}}"),
+            rows_by_gradient=_pipeline(rewrite=f"{REFIT}{{rows_by=gradient}}"),
         ),
     ),
     Sweep(
@@ -64,6 +66,7 @@ SWEEPS = (
             balance_05=_pipeline(search=f"{SEARCH}{{balance=0.5}}"),
             balance_07=_pipeline(search=f"{SEARCH}{{balance=0.7}}"),
             kwon=_pipeline(search="search-kwon"),
+            knapsack=_pipeline(search="search-knapsack"),
             uniform=_pipeline(search="search-uniform"),
         ),
     ),
