@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from optin_fx.errors import LoweringError, MissingExtra
 from optin_fx.lowering.exporter_error import reason, refused_node
 from optin_fx.lowering.onnx_names import name_graph
+from optin_fx.lowering.onnx_shapes import make_shapes_constant
 from optin_fx.lowering.precision import in_precision
 from optin_fx.lowering.signature import Signature
 from optin_fx.program import Program
@@ -38,7 +39,7 @@ def to_onnx(program: Program, signature: Signature, *, precision: str = "fp32", 
         signature: names for inputs, outputs and dynamic dims.
         precision: `fp32` (also for tf32), `fp16` or `bf16`: arithmetic inside; inputs and outputs keep their dtypes.
         opset: ONNX opset, by default 20 (22 for bf16).
-        optimize: let onnxscript fold constants and fuse.
+        optimize: let onnxscript fold constants and fuse, and make the shapes of reshapes constant.
 
     Returns:
         An `onnx_ir.Model`; its weights share memory with the program's.
@@ -87,6 +88,8 @@ def to_onnx(program: Program, signature: Signature, *, precision: str = "fp32", 
             fix="return plain tensors from the model, and do not update buffers in forward",
         )
     name_graph(model, signature)
+    if optimize:
+        make_shapes_constant(model)
     one_float_dtype(model)
     return model
 
