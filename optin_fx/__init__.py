@@ -1,6 +1,6 @@
 """optin-fx: makes trained networks smaller and faster in one shot, without retraining."""
 
-from optin_fx.api import Pruned, prune, score, search
+from optin_fx.api import Pruned, prune, prune_family, score, search
 from optin_fx.costs import Cost, cost
 from optin_fx.data import Batch
 from optin_fx.errors import OptinError
@@ -37,6 +37,7 @@ __all__ = [
     "mask",
     "measure",
     "prune",
+    "prune_family",
     "random_plan",
     "restore",
     "rewrite",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +11,16 @@ from torch import nn
 from torch.export import ExportedProgram
 
 import optin_fx.passes  # noqa: F401  registers the passes
+from optin_fx.budget import parse_family
 from optin_fx.costs import Cost, cost
 from optin_fx.data import batches_of
 from optin_fx.pipeline import Pass, Pipeline, State, find_pass
 from optin_fx.plan import Plan
 from optin_fx.program import Program, trace
+from optin_fx.recipe import Callback, make_recipe, prune_in_steps, prune_scored
 from optin_fx.scores import Scores
 from optin_fx.verifying import Agreement, verify
 from optin_fx.writeback import WriteBack, apply_to
-
-Progress = Callable[[Pass, State, float], None]
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ def prune(
     search: str | Pass = "rank",
     rearrange: bool | str | Pass = False,
     compensate: bool | str | Pass = "reconstruct",
-    on_progress: Progress | None = None,
+    steps: int = 1,
+    on_progress: Callback | None = None,
     **search_options: Any,
 ) -> Pruned:
     """Trace, group, score, search and rewrite in one call; the result is physically smaller and verified.
@@ -139,41 +140,62 @@ def prune(
         rearrange: exchange units within groups by their joint loss (`rearrange-fisher`); gradients of single samples are kept for it.
         compensate: how what stays makes up for what went: "reconstruct" refits the weights of every consumer, "tune" gives each unit one
             factor, "none" (or False) slices only; or a rewriting pass. All but "none" need data.
+        steps: prune in so many steps, scoring again in each what the last one left; shares of the dense cost fall geometrically.
         on_progress: called after every pass with (pass, state, seconds).
         search_options: kinds, freeze, min_keep, align, ...
 
     Raises:
         OptinError: one of its kinds; before any work is done where the input allows it to be seen.
     """
-    from optin_fx.budget import parse_budget
-
-    parse_budget(budget)
-    rearranging = None if rearrange is False else find_pass("rearrange-fisher" if rearrange is True else rearrange, "rearrange")
-    scoring = find_pass(score, "score", **({"keep_samples": True} if rearranging and not isinstance(score, Pass) else {}))
-    searching = search if isinstance(search, Pass) else find_pass(search, "search", budget=str(budget), **search_options)
-    rewriting = _rewriting(compensate)
+    recipe = make_recipe(score, budget, search, rearrange, compensate, search_options)
     program = trace(model, args, kwargs, dynamic_shapes)
-    compensates = "data" in rewriting.reads
-    batches = (
-        batches_of(program, data, needed_for="pruning with compensation" if compensates else scoring.name())
-        if getattr(scoring, "needs_data", True) or compensates or data is not None
-        else None
-    )
+    state = State(program, recipe.batches(program, data))
+    done = prune_in_steps(state, recipe, steps, (on_progress,) if on_progress else ())
+    return _pruned(done)
+
+
+def prune_family(
+    model: nn.Module | ExportedProgram | Program,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    *,
+    data: Iterable[Any] | torch.Tensor | None = None,
+    score: str | Pass = "trajectory-sketch",
+    budget: str = "flops <= 90,80,70,60,50%",
+    search: str | Pass = "rank",
+    rearrange: bool | str | Pass = False,
+    compensate: bool | str | Pass = "reconstruct",
+    on_progress: Callback | None = None,
+    **search_options: Any,
+) -> tuple[Pruned, ...]:
+    """Prune to several budgets after scoring once: the members from the loosest to the tightest, as the budget lists them.
+
+    Args:
+        budget: one budget of which one number takes several values: "flops <= 90,80,50% and params <= 70%".
+        model, args, kwargs, dynamic_shapes, data, score, search, rearrange, compensate, on_progress, search_options: as for `prune`.
+
+    Raises:
+        OptinError: one of its kinds.
+    """
+    budgets = parse_family(budget)
+    recipes = [make_recipe(score, str(b), search, rearrange, compensate, search_options) for b in budgets]
+    program = trace(model, args, kwargs, dynamic_shapes)
+    state = State(program, recipes[0].batches(program, data))
     callbacks = (on_progress,) if on_progress else ()
-    steps = (scoring, searching, *([rearranging] if rearranging else []), rewriting)
-    state = Pipeline(steps, callbacks).run(State(program, batches))
+    scored = Pipeline((recipes[0].scoring,), callbacks).run(state)
+    return tuple(_pruned(prune_scored(scored, recipe, callbacks)) for recipe in recipes)
+
+
+def _pruned(state: State) -> Pruned:
+    """The verified result of a finished state."""
     assert state.plan is not None
     assert state.scores is not None
     assert state.small is not None
-    agreement = verify(program, state.plan, strict=True)
+    agreement = verify(state.program, state.plan, strict=True)
     small = replace_provenance(state.small, state.plan)
-    return Pruned(small, program, state.plan, state.scores, Summary(cost(program), cost(small), agreement, state.log))
-
-
-def _rewriting(compensate: bool | str | Pass) -> Pass:
-    if isinstance(compensate, bool):
-        compensate = "reconstruct" if compensate else "none"
-    return find_pass("slice" if compensate == "none" else compensate, "rewrite")
+    summary = Summary(cost(state.program), cost(small), agreement, state.log)
+    return Pruned(small, state.program, state.plan, state.scores, summary)
 
 
 def replace_provenance(program: Program, plan: Plan) -> Program:
@@ -182,4 +204,4 @@ def replace_provenance(program: Program, plan: Plan) -> Program:
     return program
 
 
-__all__ = ["Pruned", "Summary", "prune", "score", "search"]
+__all__ = ["Pruned", "Summary", "prune", "prune_family", "score", "search"]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from optin_fx.budget import Bound, parse_budget
+from optin_fx.budget import Bound, Budget, parse_budget
 from optin_fx.costs import Measure, cost_model
 from optin_fx.errors import BudgetError
 from optin_fx.groups import Group, group
@@ -104,7 +104,7 @@ class BudgetedSearch(SearchPass):
         align: widths are multiples of this; 1 is free choice. Groups of less than 2 x align units, and counts of heads, are free.
     """
 
-    budget: str = "flops <= 50%"
+    budget: str | Budget = "flops <= 50%"
     kinds: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
     widths: Widths = ()

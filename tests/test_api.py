@@ -98,3 +98,28 @@ def test_the_result_is_trainable(model: Small) -> None:
         optimiser.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
+
+
+def test_a_family_is_scored_once_and_each_meets_its_budget(model: Small) -> None:
+    seen: list[str] = []
+    family = ofx.prune_family(
+        model, (DATA[0],), data=DATA, budget="flops <= 90,70,50%", on_progress=lambda step, *_: seen.append(step.name())
+    )
+    assert seen.count("score-trajectory-sketch") == 1
+    assert [name for name in seen if name.startswith("search")] == ["search-rank"] * 3
+    shares = [ofx.cost(member.program).flops / ofx.cost(member.dense).flops for member in family]
+    assert all(share <= limit for share, limit in zip(shares, (0.9, 0.7, 0.5), strict=True))
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_steps_score_again_and_tell_one_plan(model: Small) -> None:
+    seen: list[str] = []
+    result = ofx.prune(model, (DATA[0],), data=DATA, budget="flops <= 50%", steps=3, on_progress=lambda step, *_: seen.append(step.name()))
+    assert seen.count("score-trajectory-sketch") == 3
+    small, dense = ofx.cost(result.program), ofx.cost(result.dense)
+    assert 0.4 * dense.flops < small.flops <= 0.5 * dense.flops
+    assert ofx.cost(result.dense, result.plan) == small
+    assert result.report.agreement
+    plain = ofx.prune(model, (DATA[0],), score="magnitude", compensate="none", budget="flops <= 50%", steps=2)
+    with torch.no_grad():  # nothing but units of the dense model: the composed plan is what was done
+        assert torch.allclose(plain.program(DATA[0]), ofx.rewrite(plain.dense, plain.plan)(DATA[0]), atol=1e-5)

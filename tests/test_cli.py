@@ -144,6 +144,17 @@ def test_prune_writes_a_folder(cli: Callable[..., Said], tmp_path: Path) -> None
     assert ofx.Plan.from_json((folder / "plan.json").read_text())
 
 
+def test_prune_to_several_budgets(cli: Callable[..., Said], tmp_path: Path) -> None:
+    said = cli("prune", NET, "--data", DATA, "--budget", "flops <= 80,60%", "--search", "knapsack", "--out", "made/family", "--json")
+    facts = json.loads(said.out)
+    folder = tmp_path / "made" / "family"
+    assert {path.name for path in folder.iterdir()} == {"flops-80pct", "flops-60pct", "family.md", "family.svg"}
+    flops = [member["cost"]["macs"] / member["dense"]["macs"] for member in facts["members"]]
+    assert flops[1] <= 0.6 < flops[0] <= 0.8
+    assert facts["members"][0]["change"] < facts["members"][1]["change"]
+    assert ofx.cost(ofx.load(folder / "flops-60pct" / "pruned.pt2")).macs == facts["members"][1]["cost"]["macs"]
+
+
 def test_prune_json(cli: Callable[..., Said]) -> None:
     said = cli("prune", NET, "--data", DATA, "--json")
     assert said.code == 0, said.err

@@ -23,6 +23,7 @@ VERBS = [
     "mask",
     "measure",
     "prune",
+    "prune_family",
     "random_plan",
     "restore",
     "rewrite",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import optin_fx as ofx
+from optin_fx.budget import parse_family
 from optin_fx.cli import options
 from optin_fx.cli.data import read_data
-from optin_fx.cli.output import note, plain, say, show, writable_file, writable_folder
-from optin_fx.errors import PlanError
+from optin_fx.cli.output import note, say, show, writable_file, writable_folder
+from optin_fx.cli.results import family_folder, write_family, write_result
+from optin_fx.data import batches_of
+from optin_fx.errors import BudgetError, PlanError
 from optin_fx.models import Sizes, find_model, read_model
 from optin_fx.scores import Scores
 
@@ -112,9 +115,14 @@ def prune(
     budget: options.Budget = "flops <= 50%",
     score: options.Score = "trajectory-sketch",
     data: options.Data = None,
+    search: Annotated[str, typer.Option("--search", metavar="NAME", help="how units are chosen: rank, kwon or knapsack")] = "rank",
+    rearrange: Annotated[
+        bool, typer.Option("--rearrange/--no-rearrange", help="exchange units by what they lose together; needs --score fisher")
+    ] = False,
     compensate: Annotated[
-        bool, typer.Option("--compensate/--no-compensate", help="fold what was removed into what stays, in closed form")
-    ] = True,
+        str, typer.Option("--compensate", metavar="NAME", help="how what stays makes up for what went: reconstruct, tune or none")
+    ] = "reconstruct",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="prune in so many steps, scoring again in each")] = 1,
     out: options.Out = Path("optin-out"),
     freeze: options.Freeze = None,
     width: options.Width = None,
@@ -128,18 +136,31 @@ def prune(
     image: options.Image = None,
     weights: options.Weights = "pretrained",
 ) -> None:
-    """All in one: trace, group, score, search, rewrite. Writes pruned.pt2, plan.json and report.md into a folder."""
+    """All in one: trace, group, score, search, rewrite. Writes pruned.pt2, plan.json and report.md into a folder.
+
+    A budget with several values, 'flops <= 90,70,50%', scores once and writes a folder for each, a table and a picture.
+    """
     writable_folder(out)
     steer = options.steering(freeze, width, kinds, align)
+    family = parse_family(budget)
+    if len(family) > 1 and steps > 1:
+        raise BudgetError("several budgets and several steps at once", fix="give one budget with --steps, or a family without")
     source = find_model(model, Sizes(batch, length, image, weights))
     program = ofx.trace(source.model, source.args, source.kwargs)
     batches = read_data(data, program, rows=rows, samples=samples)
-    result = ofx.prune(program, program.args, program.kwargs, data=batches, score=score, budget=budget, compensate=compensate, **steer)
-    result.program.save(out / "pruned.pt2")
-    (out / "plan.json").write_text(result.plan.to_json())
-    (out / "report.md").write_text(f"# {model}, {budget}\n\n{result.report}\n")
-    facts = {"folder": out, "plan": json.loads(result.plan.to_json()), "report": plain(result.report)}
-    show(result.report, facts, as_json=as_json)
+    batches = None if batches is None else list(batches)
+    how: dict[str, Any] = {"data": batches, "score": score, "search": search, "rearrange": rearrange, "compensate": compensate, **steer}
+    if len(family) == 1:
+        result = ofx.prune(program, program.args, program.kwargs, budget=budget, steps=steps, **how)
+        facts = write_result(result, out, f"{model}, {budget}")
+        show(result.report, facts, as_json=as_json)
+    else:
+        results = ofx.prune_family(program, program.args, program.kwargs, budget=budget, **how)
+        facts, text = write_family(
+            results, [str(b) for b in family], out, batches_of(program, batches, needed_for="the table") if batches else []
+        )
+        show(text, facts, as_json=as_json)
     if not as_json:
-        say(f"\nwrote {out}/pruned.pt2, plan.json and report.md")
-        note(f"next: optin-fx measure {model} {out}/pruned.pt2; optin-fx lower {out}/pruned.pt2 --out {out}/model.onnx")
+        say(f"\nwrote {out}/")
+        folder = out if len(family) == 1 else out / family_folder(str(family[-1]))
+        note(f"next: optin-fx measure {model} {folder}/pruned.pt2; optin-fx lower {folder}/pruned.pt2 --out {folder}/model.onnx")

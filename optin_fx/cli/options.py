@@ -36,7 +36,7 @@ Data: TypeAlias = Annotated[
 Rows: TypeAlias = Annotated[int, typer.Option("--rows", min=1, help="samples per calibration batch, if --data is one long tensor or noise")]
 Samples: TypeAlias = Annotated[int, typer.Option("--samples", min=1, help="most samples used, if --data is one long tensor or noise")]
 Budget: TypeAlias = Annotated[
-    str, typer.Option("--budget", metavar="TEXT", help="share of the dense model's cost that may stay, e.g. 'flops <= 50%'")
+    str, typer.Option("--budget", metavar="TEXT", help="what may stay, e.g. 'flops <= 50%', 'params(encoder) <= 3M'")
 ]
 Target: TypeAlias = Annotated[str, typer.Option("--target", metavar="NAME", help="engine, e.g. onnxruntime:cpu or eager:cpu")]
 Out: TypeAlias = Annotated[Path, typer.Option("--out", "-o", help="where to write; made if need be")]

@@ -1,0 +1,130 @@
+"""What `prune` does after tracing: one recipe of passes, run once, for a family of budgets, or in steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from optin_fx.budget import Budget, Limit, parse_budget
+from optin_fx.costs import cost_model
+from optin_fx.data import Batch, batches_of
+from optin_fx.errors import BudgetError, PlanError
+from optin_fx.groups import group
+from optin_fx.pipeline import Pass, Pipeline, State, find_pass
+from optin_fx.plan import Plan, make_plan
+from optin_fx.program import Program
+
+Callback = Callable[[Pass, State, float], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The passes of one pruning run.
+
+    Attributes:
+        scoring, searching, rewriting: one each. rearranging: between searching and rewriting, or None.
+        budget: the search's.
+    """
+
+    scoring: Pass
+    searching: Pass
+    rearranging: Pass | None
+    rewriting: Pass
+    budget: Budget
+
+    def batches(self, program: Program, data: Iterable[Any] | torch.Tensor | None) -> list[Batch] | None:
+        """Checked calibration batches; None where nothing needs them and none were given.
+
+        Raises:
+            DataError: they are missing, empty, or do not fit.
+        """
+        compensates = "data" in self.rewriting.reads
+        if not (getattr(self.scoring, "needs_data", True) or compensates or data is not None):
+            return None
+        return batches_of(program, data, needed_for="pruning with compensation" if compensates else self.scoring.name())
+
+    def within(self, budget: Budget) -> Recipe:
+        """The same with another budget."""
+        return replace(self, searching=replace(self.searching, budget=budget), budget=budget)  # type: ignore[call-arg]
+
+
+def make_recipe(
+    score: str | Pass,
+    budget: str,
+    search: str | Pass,
+    rearrange: bool | str | Pass,
+    compensate: bool | str | Pass,
+    search_options: Mapping[str, Any],
+) -> Recipe:
+    """The passes that the arguments of `prune` name.
+
+    Raises:
+        PipelineError, BudgetError: one of them cannot be read.
+    """
+    parsed = parse_budget(budget)
+    rearranging = None if rearrange is False else find_pass("rearrange-fisher" if rearrange is True else rearrange, "rearrange")
+    scoring = find_pass(score, "score", **({"keep_samples": True} if rearranging and not isinstance(score, Pass) else {}))
+    searching = search if isinstance(search, Pass) else find_pass(search, "search", budget=budget, **search_options)
+    if isinstance(search, Pass):
+        parsed = parse_budget(getattr(search, "budget", budget))
+    if isinstance(compensate, bool):
+        compensate = "reconstruct" if compensate else "none"
+    rewriting = find_pass("slice" if compensate == "none" else compensate, "rewrite")
+    return Recipe(scoring, searching, rearranging, rewriting, parsed)
+
+
+def prune_scored(state: State, recipe: Recipe, callbacks: Sequence[Callback] = ()) -> State:
+    """Search, rearrange and rewrite a scored state."""
+    rearranging = (recipe.rearranging,) if recipe.rearranging else ()
+    return Pipeline((recipe.searching, *rearranging, recipe.rewriting), tuple(callbacks)).run(state)
+
+
+def prune_in_steps(state: State, recipe: Recipe, steps: int = 1, callbacks: Sequence[Callback] = ()) -> State:
+    """Run a recipe in steps: each scores, prunes and compensates what the last one left.
+
+    After step i of n each cost is at most the dense one times its final share to the power i / n. The returned state holds one
+    plan, for the dense program, and the last step's scores.
+
+    Raises:
+        BudgetError: `steps` is below one.
+    """
+    if steps < 1:
+        raise BudgetError(f"cannot prune in {steps} steps", fix="steps is at least 1")
+    dense, plan, log = state.program, None, state.log
+    for step in range(1, steps + 1):
+        own = recipe if steps == 1 else recipe.within(_at_step(recipe.budget, dense, step / steps))
+        scored = Pipeline((own.scoring,), tuple(callbacks)).run(replace(state, log=()))
+        done = prune_scored(scored, own, callbacks)
+        assert done.plan is not None
+        assert done.small is not None
+        plan = done.plan if plan is None else _composed(dense, plan, done.plan)
+        log = (*log, *done.log)
+        state = State(done.small, state.data)
+    return replace(done, program=dense, plan=plan, log=log)
+
+
+def _at_step(budget: Budget, dense: Program, share: float) -> Budget:
+    """The limits on the way, as absolute costs of the dense program."""
+    limits: list[Limit] = []
+    for ceiling in budget.bind(cost_model(dense)).ceilings:
+        final = min(ceiling.allowed / max(ceiling.dense, 1e-30), 1.0)
+        limits.append(replace(ceiling.limit, value=ceiling.dense * final**share, relative=False))
+    return Budget(tuple(limits))
+
+
+def _composed(dense: Program, first: Plan, second: Plan) -> Plan:
+    """Two plans, the second for what the first one left, as one."""
+    extents = {g.name: g.extent for g in group(dense).free}
+    kept = {name: tuple(first.kept.get(name, range(extent))) for name, extent in extents.items()}
+    for name, units in second.kept.items():
+        if name not in kept or len(kept[name]) != second.extents[name]:
+            raise PlanError(
+                f"the smaller program names a group {name!r} that the dense one does not have so",
+                so="the two steps cannot be told as one plan",
+                fix="prune in one step; and please report it",
+            )
+        kept[name] = tuple(kept[name][unit] for unit in units)
+    return make_plan(dense, kept, predicted=dict(second.predicted), provenance=dict(second.provenance))
