@@ -12,6 +12,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from optin_fx.data import Batch
+from optin_fx.offload import read_weight
 from optin_fx.program import Program
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def facts_of(program: Program, batches: Sequence[Batch], step: Pass) -> dict[str
     """What a pass's result depends on, by name: "graph", "weights", "data", "options"."""
     return {
         "graph": program.fingerprint,
-        "weights": digest(value for _, value in sorted(program.tensors.items())),
+        "weights": digest(read_weight(program, name) for name in sorted(program.tensors)),
         "data": digest(leaf for batch in batches for leaf in pytree.tree_leaves((batch.args, dict(batch.kwargs), batch.labels))),
         "options": digest([step.name(), *((option.name, getattr(step, option.name)) for option in fields(step))]),
     }
@@ -39,7 +40,7 @@ def digest(values: Iterable[Any]) -> str:
 def _add(found: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         found.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        if value.device.type != "meta" and value.numel():
+        if value.numel():
             found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     elif isinstance(value, (tuple, list)):
         found.update(f"{len(value)}(".encode())

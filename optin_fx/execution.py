@@ -45,6 +45,7 @@ class Execution:
     memory_limit: int | None = None
     progress: bool = False
     partial: Path | None = None
+    offload: bool = False
     name: str = ""
     key: str | None = None
 
@@ -69,6 +70,7 @@ def execution(
     memory_limit: str | int | None = None,
     progress: bool | None = None,
     partial: str | Path | None = None,
+    offload: bool | None = None,
 ) -> Iterator[Execution]:
     """Settings for everything that runs inside the block; those left out stay as they are outside.
 
@@ -79,6 +81,8 @@ def execution(
         progress: show a bar with the time left, on stderr, for every loop.
         partial: folder for partial results, each named by the hash of graph, weights, data and options. A loop that is interrupted or
             killed goes on from its last item when the same call is made again. Removed when the pass is done.
+        offload: weights stay in the host's memory and go to the device one node at a time, for models larger than it; without another
+            device, they are kept in a temporary file. See `optin_fx.offload` for models that are larger than the host's memory, too.
 
     Raises:
         PipelineError: the device does not exist here, or the memory limit cannot be read.
@@ -90,6 +94,7 @@ def execution(
         memory_limit=outer.memory_limit if memory_limit is None else parse_bytes(memory_limit),
         progress=outer.progress if progress is None else progress,
         partial=outer.partial if partial is None else Path(partial),
+        offload=outer.offload if offload is None else offload,
     )
     token = _CURRENT.set(made)
     try:

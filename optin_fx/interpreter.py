@@ -8,6 +8,7 @@ give every sample its own gate, and so per-sample gradients from a single backwa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from optin_fx.arguments import read, write
 from optin_fx.data import Batch
 from optin_fx.dims import Axis, leaves, spread
 from optin_fx.groups import groups_of, leaf_names
+from optin_fx.offload import store_of
 from optin_fx.program import Program
 
 Observe = Callable[[Consumer, torch.Tensor, Callable[[int], torch.Tensor]], None]
@@ -33,6 +35,9 @@ def flat_inputs(program: Program, batch: Batch) -> list[Any]:
 
 def device_of(program: Program) -> torch.device:
     """Where a program's weights are; the CPU for one without any."""
+    store = store_of(program)
+    if store is not None:
+        return store.device
     return next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
 
 
@@ -61,18 +66,22 @@ class Runner(fx.Interpreter):
         names = leaf_names(self.analysis)
         self.by_leaf = {leaf: self.gates[name] for leaf, name in names.items() if name in self.gates}
         self.table = consumers_by_node(self.analysis)
+        self.store = store_of(program)
 
     def __call__(self, batch: Batch) -> list[Any]:
         """Run one batch; returns the flat outputs."""
         self.tapped = {}
-        outputs = self.run(*flat_inputs(self.program, batch), enable_io_processing=False)
+        with self.store.saving() if self.store is not None and torch.is_grad_enabled() else nullcontext():
+            outputs = self.run(*flat_inputs(self.program, batch), enable_io_processing=False)
         return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
-    def resume(self, batch: Batch, environment: Mapping[fx.Node, Any]) -> list[Any]:
-        """Run on from the values of all earlier nodes; returns the flat outputs."""
-        self.tapped = {}
-        outputs = self.run(*flat_inputs(self.program, batch), initial_env=dict(environment), enable_io_processing=False)
-        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of a node's call; weights that are away are fetched."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        if self.store is None:
+            return args, kwargs
+        found: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(self.store.fetched, (args, kwargs))
+        return found
 
     def run_node(self, n: fx.Node) -> Any:
         """Gate and show what a contraction reads, then execute it."""

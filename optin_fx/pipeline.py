@@ -116,18 +116,21 @@ class ScorePass(Pass):
 
     def apply(self, state: State) -> State:
         """Score the program of a state."""
+        from optin_fx.annotation import annotate
         from optin_fx.digests import facts_of
-        from optin_fx.execution import current, running
+        from optin_fx.execution import running
         from optin_fx.placement import placed
 
         batches = batches_of(state.program, state.data, needed_for=self.name()) if self.needs_data or state.data is not None else []
         if self.samples is not None:
             batches = first_samples(batches, self.samples, needed_for=self.name())
         facts = facts_of(state.program, batches, self)
-        program, moved = placed(state.program, batches, current().device)
+        program, moved = placed(state.program, batches)
         with running(self.name(), facts):
             found = self.score(program, moved)
-        return replace(state, scores=self._scores(state.program, found, {"batches": len(batches), **facts}))
+        scores = self._scores(state.program, found, {"batches": len(batches), **facts})
+        annotate(state.program, scores)
+        return replace(state, scores=scores)
 
     def _scores(self, program: Program, found: dict[str, torch.Tensor], facts: dict[str, Any]) -> Scores:
         from optin_fx.groups import group

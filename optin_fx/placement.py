@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from optin_fx.data import Batch
+from optin_fx.execution import current
 from optin_fx.interpreter import device_of
+from optin_fx.offload import InMemory, away, on_disk, store_of
 from optin_fx.program import Program
 
 
-def placed(program: Program, batches: Sequence[Batch], device: torch.device | None) -> tuple[Program, list[Batch]]:
-    """The program and the batches on a device; themselves if they are there or none is asked for. Copies are kept with the program."""
-    if device is None or device_of(program) == device:
+def placed(program: Program, batches: Sequence[Batch]) -> tuple[Program, list[Batch]]:
+    """The program and the batches where `execution` says that passes run."""
+    settings = current()
+    device = settings.device or device_of(program)
+    if store_of(program) is not None or (device_of(program) == device and not settings.offload):
         return program, list(batches)
-    kept = program.__dict__.setdefault("_placed", {})
-    if device not in kept:
-        kept[device] = moved(program, device)
-    return kept[device], [Batch(*to_device((batch.args, dict(batch.kwargs), batch.labels), device)) for batch in batches]
+    copy_ = _offloaded(program, device) if settings.offload else moved(program, device)
+    return copy_, [Batch(*to_device((batch.args, dict(batch.kwargs), batch.labels), device)) for batch in batches]
+
+
+def _offloaded(program: Program, device: torch.device) -> Program:
+    if device.type != "cpu":
+        return away(program, InMemory(program.tensors), device)
+    folder = tempfile.TemporaryDirectory(prefix="optin-fx-")
+    made = on_disk(program, Path(folder.name) / "weights.safetensors")
+    made.__dict__["_folder"] = folder  # removed with the program
+    return made
 
 
 def moved(program: Program, device: torch.device) -> Program:

@@ -231,7 +231,7 @@ class _Behind:
         """`d W^T`: only the columns where d is not zero, where these are few; in bfloat16 if that was asked for."""
         source = node.args[1]
         assert isinstance(source, fx.Node)
-        weight: torch.Tensor = self.dense.values[source].detach()
+        weight: torch.Tensor = self._dense(source).detach()
         few = change.flatten(0, -2).any(0).nonzero().flatten() if change.dim() > 1 else None
         if few is not None and 4 * len(few) <= weight.shape[1]:
             return change[..., few] @ weight[:, few].mT
@@ -265,11 +265,12 @@ class _Behind:
         return pytree.tree_map(_plus, self.changes[node], self._dense(node))
 
     def _dense(self, node: fx.Node) -> Any:
-        return self.dense.values[node]
+        value = self.dense.values.get(node)
+        return value if self.runner.store is None else self.runner.store.fetched(value)
 
     def _fetch(self, node: fx.Node, instead: dict[fx.Node, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Arguments of a node's call, dense but for the given ones."""
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: instead[n] if n in instead else self.dense.values.get(n))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: instead[n] if n in instead else self._dense(n))
         return list(args), dict(kwargs)
 
     def _call(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

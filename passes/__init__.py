@@ -9,6 +9,7 @@ from optin_fx.passes.score_fisher import ScoreFisher
 from optin_fx.passes.score_magnitude import ScoreMagnitude
 from optin_fx.passes.score_random import ScoreRandom
 from optin_fx.passes.score_reconstruction import ScoreReconstruction
+from optin_fx.passes.score_refine import ScoreRefine
 from optin_fx.passes.score_taylor import ScoreTaylor
 from optin_fx.passes.score_trajectory import ScoreTrajectory
 from optin_fx.passes.score_trajectory_sketch import ScoreTrajectorySketch
@@ -27,6 +28,7 @@ __all__ = [
     "ScoreMagnitude",
     "ScoreRandom",
     "ScoreReconstruction",
+    "ScoreRefine",
     "ScoreTaylor",
     "ScoreTrajectory",
     "ScoreTrajectorySketch",

@@ -14,6 +14,7 @@ from optin_fx.attributes import storage_key
 from optin_fx.data import Batch
 from optin_fx.dims import leaves
 from optin_fx.groups import group, leaf_names
+from optin_fx.offload import read_weight
 from optin_fx.pipeline import ScorePass
 from optin_fx.program import Program
 from optin_fx.units import unit_of_position
@@ -72,7 +73,7 @@ class ScoreMagnitude(ScorePass):
             if not isinstance(tensor, nn.Parameter) or tensor.dim() < 2 or storage_key(tensor) in seen:
                 continue
             seen.add(storage_key(tensor))
-            powers = tensor.detach().double().abs() ** self.p
+            powers = read_weight(program, str(node.target)).detach().double().abs() ** self.p
             for dim, axis in enumerate(analysis.axes[node.name]):
                 own = [leaf for leaf in dict.fromkeys(leaves(axis)) if names.get(leaf) in extents]
                 along = powers.sum(dim=[d for d in range(powers.dim()) if d != dim]).cpu() if own else powers

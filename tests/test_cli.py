@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import optin_fx as ofx
-from optin_fx.cli import look
+from optin_fx.cli import look, score
 from optin_fx.cli.application import run
 from optin_fx.cli.data import RandomDataWarning, random_batches, read_data
 from optin_fx.cli.output import plain
@@ -198,7 +198,7 @@ def test_an_unwritable_place_is_refused_before_any_work(
     cli: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, place: str
 ) -> None:
     (tmp_path / "a_file").write_text("in the way")
-    monkeypatch.setattr(look.ofx, "trace", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr(score.ofx, "trace", lambda *_, **__: pytest.fail("work was done"))
     said = cli(command, NET, "--out", place)
     assert said.code == 2
     folder = place if command == "prune" else "a_file"

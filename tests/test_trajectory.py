@@ -211,3 +211,34 @@ def test_a_temperature_softens_the_output_term() -> None:
     p, q = (F.log_softmax(run(x) / 3.0, -1) for run in (program, gated))
     divergence = 9.0 * float((p.exp() * (p - q)).sum(-1).mean())
     assert float(found[0] - without[0]) == pytest.approx(divergence, rel=1e-6)
+
+
+def agreement(scores: ofx.Scores, exact: ofx.Scores) -> float:
+    left, right = (torch.cat([found[name] for name in exact]) for found in (scores, exact))
+    return float(spearmanr(left, right).statistic)
+
+
+def test_refining_near_the_cut_improves_the_agreement_with_exact_scores() -> None:
+    x = torch.randn(6, 7, 5)
+    program = ofx.trace(Encoder(), (x,))
+    exact = ofx.score(program, "trajectory", data=[x[:3], x[3:]], depth="mean")
+    sketch = ofx.score(program, "trajectory-sketch", data=[x[:3], x[3:]])
+    some, all_ = (ofx.score(program, "refine", data=[x[:3], x[3:]], units=units, budget="flops <= 60%") for units in (12, None))
+    assert agreement(sketch, exact) < agreement(some, exact) <= agreement(all_, exact)
+    assert sum(int(torch.isclose(some[name], exact[name], rtol=1e-4).sum()) for name in exact) >= 12
+    budget = "flops <= 60%"
+    wanted = ofx.search(program, exact, budget=budget).kept
+    found = {label: ofx.search(program, scores, budget=budget).kept for label, scores in (("sketch", sketch), ("refined", all_))}
+
+    def different(kept: dict[str, tuple[int, ...]]) -> int:
+        every = {name: range(len(exact[name])) for name in exact}  # a plan names only the groups that it cuts
+        return sum(len(set(wanted.get(name, every[name])) ^ set(kept.get(name, every[name]))) for name in every)
+
+    assert different(found["refined"]) <= different(found["sketch"])
+
+
+def test_a_time_limit_of_nothing_leaves_the_sketch() -> None:
+    x = torch.randn(6, 7, 5)
+    program = ofx.trace(Encoder(), (x,))
+    sketch, refined = ofx.score(program, "trajectory-sketch", data=[x]), ofx.score(program, "refine", data=[x], seconds=0)
+    assert all(torch.equal(sketch[name], refined[name]) for name in sketch)

@@ -13,7 +13,7 @@ from typing import TextIO
 
 import typer
 
-from optin_fx.cli import change, engines, look
+from optin_fx.cli import change, engines, look, score
 from optin_fx.cli.data import RandomDataWarning
 from optin_fx.cli.output import note, show_error
 from optin_fx.errors import OptinError
@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
     look.group,
-    look.score,
+    score.score,
     change.search,
     change.rewrite,
     change.verify,

@@ -1,16 +1,12 @@
-"""Commands that look and change nothing: group, score, cost, passes."""
+"""Commands that look and change nothing: group, cost, passes."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 import optin_fx as ofx
 from optin_fx.cli import options
-from optin_fx.cli.data import read_data
-from optin_fx.cli.output import show, writable_file
+from optin_fx.cli.output import show
 from optin_fx.models import Sizes, read_model
 
 
@@ -36,29 +32,6 @@ def group_facts(one: Any) -> dict[str, Any]:
         "pinned": one.pinned and str(one.pinned),
         "members": [[name, dim] for name, dim in one.members],
     }
-
-
-def score(
-    model: options.Model,
-    score: options.Score = "trajectory-sketch",
-    data: options.Data = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="write the scores to this .safetensors file")] = None,
-    rows: options.Rows = 8,
-    samples: options.Samples = 256,
-    as_json: options.Json = False,
-    batch: options.Batch = 1,
-    length: options.Length = 128,
-    image: options.Image = None,
-    weights: options.Weights = "pretrained",
-) -> None:
-    """Score every unit of every group; a higher score means: keep."""
-    if out is not None:
-        writable_file(out)
-    program = read_model(model, Sizes(batch, length, image, weights))
-    scores = ofx.score(program, score, data=read_data(data, program, rows=rows, samples=samples))
-    if out is not None:
-        scores.save(out)
-    show(scores, scores.values, as_json=as_json)
 
 
 def cost(
