@@ -49,6 +49,9 @@ def choose(groups: Sequence[Items], limits: np.ndarray, tolerance: float = 1e-6)
 
     values, costs = np.concatenate([g.values for g in groups]), np.concatenate([g.costs for g in groups], axis=1)
     scale = max(float(np.abs(values).max()), 1e-300)
+    sizes = np.maximum(np.abs(costs).max(1), 1e-300)  # HiGHS's tolerances are absolute: limits are brought to the size of one
+    costs, limits = costs / sizes[:, None], limits / sizes
+    groups = [Items(g.values, g.costs / sizes[:, None]) for g in groups]
     one = _ones([len(g.values) for g in groups])
     relaxed = linprog(-values / scale, A_ub=costs, b_ub=limits, A_eq=one, b_eq=np.ones(len(groups)), bounds=(0, 1), method="highs")
     if relaxed.status != 0:
@@ -76,16 +79,24 @@ def _branch_and_bound(
 
     index = np.flatnonzero(keep)
     rows = one.tocsc()[:, index]  # type: ignore[attr-defined]
-    done = milp(
-        -values[index] / scale,
-        integrality=np.ones(len(index)),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(costs[:, index], ub=limits), LinearConstraint(rows, 1, 1)],
-        options={"mip_rel_gap": tolerance, "time_limit": 30.0},
-    )
-    if done.x is None:
-        return None
-    return index[np.flatnonzero(done.x > 0.5)], float(-done.mip_dual_bound) * scale
+    bound, slack = np.inf, np.zeros_like(limits)
+    for _ in range(4):
+        done = milp(
+            -values[index] / scale,
+            integrality=np.ones(len(index)),
+            bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(costs[:, index], ub=limits - slack), LinearConstraint(rows, 1, 1)],
+            options={"mip_rel_gap": tolerance, "time_limit": 30.0},
+        )
+        if done.x is None:
+            return None
+        bound = min(bound, float(-done.mip_dual_bound) * scale) if not slack.any() else bound
+        chosen = index[np.flatnonzero(done.x > 0.5)]
+        over = costs[:, chosen].sum(1) - limits
+        if (over <= 1e-12).all():
+            return chosen, bound
+        slack = slack + 2 * np.maximum(over, 0)  # within HiGHS's tolerance of a limit, but above it
+    return None
 
 
 def _ones(sizes: Sequence[int]) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -77,9 +78,20 @@ def make_recipe(
 
 
 def prune_scored(state: State, recipe: Recipe, callbacks: Sequence[Callback] = ()) -> State:
-    """Search, rearrange and rewrite a scored state."""
-    rearranging = (recipe.rearranging,) if recipe.rearranging else ()
-    return Pipeline((recipe.searching, *rearranging, recipe.rewriting), tuple(callbacks)).run(state)
+    """Search, rearrange and rewrite a scored state. A budget on latency is searched for in a closed loop of measurements."""
+    steps: tuple[Pass, ...] = (*((recipe.rearranging,) if recipe.rearranging else ()), recipe.rewriting)
+    if recipe.budget.targets:
+        from optin_fx.closed_loop import search_by_latency
+
+        started = time.perf_counter()
+        state = search_by_latency(state, recipe.searching, recipe.budget)
+        seconds = time.perf_counter() - started
+        state = replace(state, log=(*state.log, (str(recipe.searching), seconds)))
+        for callback in callbacks:
+            callback(recipe.searching, state, seconds)
+    else:
+        steps = (recipe.searching, *steps)
+    return Pipeline(steps, tuple(callbacks)).run(state)
 
 
 def prune_in_steps(state: State, recipe: Recipe, steps: int = 1, callbacks: Sequence[Callback] = ()) -> State:
@@ -93,6 +105,8 @@ def prune_in_steps(state: State, recipe: Recipe, steps: int = 1, callbacks: Sequ
     """
     if steps < 1:
         raise BudgetError(f"cannot prune in {steps} steps", fix="steps is at least 1")
+    if steps > 1 and recipe.budget.targets:
+        raise BudgetError(f"{recipe.budget} in {steps} steps", so="each step would measure a table of its own", fix="use one step")
     dense, plan, log = state.program, None, state.log
     for step in range(1, steps + 1):
         own = recipe if steps == 1 else recipe.within(_at_step(recipe.budget, dense, step / steps))
