@@ -30,16 +30,20 @@ class AotInductorEngine(Engine):
 
     def __init__(self, target: Target, signature: Signature, package: Path, facts: Mapping[str, Any]) -> None:
         super().__init__(target.text, signature, facts)
-        self._package, self._device = package, target.device
+        self._package, self._device, self._tf32 = package, target.device, target.precision == "tf32"
         self._call = torch._inductor.aoti_load_package(str(package))
 
     @property
     def device(self) -> str:
         return self._device
 
+    @property
+    def capturable(self) -> bool:
+        return self._device == "cuda"
+
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         args, kwargs = self.signature.call(inputs)
-        with torch.no_grad():
+        with torch.no_grad(), tf32(self._tf32):
             outputs = self._call(*args, **kwargs)
         return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
 

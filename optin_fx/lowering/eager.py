@@ -37,6 +37,10 @@ class EagerEngine(Engine):
     def device(self) -> str:
         return self._device
 
+    @property
+    def capturable(self) -> bool:
+        return self._device == "cuda"
+
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         with torch.inference_mode(), tf32(self._tf32):
             outputs = self._call(*inputs)
@@ -91,17 +95,19 @@ def flat_module(program: Program) -> fx.GraphModule:
 
 
 class tf32:
-    """Context: float32 matrix products in TF32, or exactly in float32."""
+    """Context: float32 products and convolutions in TF32, or exactly in float32; cuDNN takes TF32 unless told otherwise."""
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
 
     def __enter__(self) -> None:
-        self.before = torch.get_float32_matmul_precision()
+        self.before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
         torch.set_float32_matmul_precision("high" if self.enabled else "highest")
+        torch.backends.cudnn.allow_tf32 = self.enabled
 
     def __exit__(self, *_: object) -> None:
-        torch.set_float32_matmul_precision(self.before)
+        torch.set_float32_matmul_precision(self.before[0])
+        torch.backends.cudnn.allow_tf32 = self.before[1]
 
 
 BACKEND = Backend(

@@ -47,6 +47,11 @@ class Engine(ABC):
         """The reason why this engine can be built and saved but not run here; `None` if it can run."""
         return None
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a run only queues work on CUDA's current stream, so that a CUDA graph can capture it."""
+        return False
+
     @abstractmethod
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run on flat tensors, in the order of `signature.tensor_inputs`; returns `signature.tensor_outputs`. Nothing is checked."""

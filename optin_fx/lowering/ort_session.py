@@ -120,4 +120,6 @@ class OrtSession:
             binding.bind_output(name, "cuda")
         torch.cuda.synchronize()
         self.session.run_with_iobinding(binding)
-        return [from_dlpack(value._ortvalue.to_dlpack()) for value in binding.get_outputs()]
+        found = [from_dlpack(value._ortvalue.to_dlpack()) for value in binding.get_outputs()]
+        # booleans come back as bytes
+        return [tensor.to(leaf.torch_dtype) for tensor, leaf in zip(found, self.signature.tensor_outputs, strict=True)]

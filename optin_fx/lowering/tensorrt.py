@@ -20,8 +20,10 @@ from optin_fx.lowering.onnx import OnnxEngine
 from optin_fx.lowering.onnx_model import EXTERNAL_DATA_ABOVE, onnx_facts, require, to_onnx
 from optin_fx.lowering.registry import Backend, Target
 from optin_fx.lowering.signature import Signature
-from optin_fx.lowering.tensorrt_build import CAPABILITIES, Profile, build_plan
-from optin_fx.lowering.tensorrt_run import Session
+from optin_fx.lowering.tensorrt_build import CAPABILITIES, Profile, build_plan, make_log
+from optin_fx.lowering.tensorrt_layers import engine_layers
+from optin_fx.lowering.tensorrt_refit import refitted
+from optin_fx.lowering.tensorrt_run import Session, opened
 from optin_fx.program import Program
 
 MODULES = {"tensorrt": ("tensorrt", "tensorrt-full"), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt")}
@@ -32,10 +34,12 @@ class TensorRtEngine(Engine):
 
     suffix = ".engine"
 
-    def __init__(self, target: Target, signature: Signature, plan: bytes, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, target: Target, signature: Signature, plan: bytes, facts: Mapping[str, Any], runtime_cache: bytes | None = None
+    ) -> None:
         super().__init__(target.text, signature, facts)
-        self.plan, self._name = plan, target.name
-        self._session: Session | None = None
+        self.plan, self._target, self._runtime_cache = plan, target, runtime_cache
+        self._opened: Session | None = None
         self.facts["executed"] = False
 
     @property
@@ -51,15 +55,55 @@ class TensorRtEngine(Engine):
             return f"the GPU here is {here}, the engine was built for {', '.join(built)}"
         return None
 
+    @property
+    def capturable(self) -> bool:
+        return True
+
+    @property
+    def _session(self) -> Session:
+        if self._opened is None:
+            self._opened = Session(module_of(self._target.name), self.plan, self.signature, self._runtime_cache)
+        return self._opened
+
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        if self._session is None:
-            self._session = Session(module_of(self._name), self.plan, self.signature)
-            self.facts["executed"] = True
+        self.facts["executed"] = True
         return self._session.run(inputs)
+
+    def layers(self) -> dict[str, int]:
+        """Layer type -> how many: of the engine, by its inspector; where that says nothing or cannot be asked here, of the network."""
+        found = engine_layers(module_of(self._target.name), self._session.engine) if self.cannot_run is None else {}
+        return found or dict(self.facts["network_layers"])
+
+    def refit(self, program: Program) -> None:
+        """Take the weights of another program of the same graph and shapes, without building again.
+
+        Raises:
+            LoweringError: it was not built with `refittable=True`, cannot run here, or TensorRT does not take the weights.
+        """
+        if not self.facts["refittable"]:
+            raise LoweringError(
+                "this engine's weights are fixed", so="it cannot be refitted", fix="build it with refittable=True on the GPU that it is for"
+            )
+        self.require_runnable()
+        trt = module_of(self._target.name)
+        model = to_onnx(program, self.signature, precision=self._target.precision, opset=self.facts["opset"])
+        log = make_log(trt)
+        _, engine = opened(trt, self.plan, log)
+        self.plan, self._opened = refitted(trt, log, engine, model), None
+        self.facts["program"] = program.fingerprint
 
     def _write(self, path: Path) -> list[Path]:
         path.write_bytes(self.plan)
-        return [path]
+        kernels = self._opened.runtime_cache() if self._opened is not None else self._runtime_cache
+        if not kernels:
+            return [path]
+        cache_path(path).write_bytes(kernels)
+        return [path, cache_path(path)]
+
+
+def cache_path(path: Path) -> Path:
+    """Where the kernels lie that TensorRT-RTX compiled when the engine ran."""
+    return path.with_name(path.name + ".kernels")
 
 
 def _checked_onnx(model: Any, program: Program, target: Target, signature: Signature) -> dict[str, float] | None:
@@ -100,6 +144,8 @@ def _builder(name: str) -> Callable[..., Engine]:
         capabilities: Sequence[str] = CAPABILITIES,
         opset: int | None = None,
         check_onnx: bool = True,
+        timing_cache: str | Path | None = None,
+        refittable: bool = False,
     ) -> Engine:
         trt = module_of(name)
         if name == "tensorrt" and not torch.cuda.is_available():
@@ -117,6 +163,8 @@ def _builder(name: str) -> Callable[..., Engine]:
             profile=profile,
             capabilities=capabilities,
             example=example_sizes(program, signature),
+            timing_cache=Path(timing_cache) if timing_cache is not None else None,
+            refittable=refittable,
         )
         onnx = onnx_facts(model)
         agrees = _checked_onnx(model, program, target, signature) if check_onnx else None
@@ -141,7 +189,9 @@ def _loader(name: str) -> Callable[..., Engine]:
                 so="TensorRT reads its own version's engines only",
                 fix="build it again from the program with this version",
             )
-        engine = TensorRtEngine(target, signature, path.read_bytes(), sidecar["facts"])
+        kernels = cache_path(path)
+        runtime_cache = kernels.read_bytes() if kernels.name in sidecar["files"] else None
+        engine = TensorRtEngine(target, signature, path.read_bytes(), sidecar["facts"], runtime_cache)
         if torch.cuda.is_available() and engine.cannot_run:
             raise LoweringError(
                 f"the engine does not fit this GPU: {engine.cannot_run}",

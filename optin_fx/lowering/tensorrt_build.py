@@ -6,7 +6,7 @@ What is measured and guarded here:
   by default, and it is cleared unless the target says tf32;
 * an `Attention` node (opset 23 and later) fails to build in fp32 unless it is marked decomposable;
 * the builder reports failure by returning None and writing to its log: the log is kept and becomes the error;
-* REFIT, STRIP_PLAN, VERSION_COMPATIBLE and timing caches need a driver or do nothing in TensorRT-RTX, and are not used.
+* REFIT needs a driver in TensorRT-RTX, also to build; timing caches are for full TensorRT only (`tensorrt_cache`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from optin_fx.errors import LoweringError
 from optin_fx.lowering.engine import sha256
 from optin_fx.lowering.onnx_model import write_onnx
 from optin_fx.lowering.signature import Signature
+from optin_fx.lowering.tensorrt_cache import keep_timing_cache, use_timing_cache
+from optin_fx.lowering.tensorrt_layers import network_layers
 
 # SM75 has no fp32 products in TensorRT-RTX; SM90 and SM100 are not offered by it at all: those need full TensorRT.
 CAPABILITIES = ("SM80", "SM86", "SM89", "SM120", "SM121")
@@ -49,6 +51,8 @@ def build_plan(
     profile: Profile | None,
     capabilities: Sequence[str],
     example: Mapping[str, int],
+    timing_cache: Path | None = None,
+    refittable: bool = False,
 ) -> Plan:
     """Parse an `onnx_ir.Model` and build.
 
@@ -60,6 +64,8 @@ def build_plan(
         profile: symbol -> (least, typical, most) sizes; by default the program's bounds around the example's size.
         capabilities: GPU generations to build for, where the module lets one choose.
         example: symbol -> size in the example inputs.
+        timing_cache: file that keeps what full TensorRT measures while it builds.
+        refittable: let weights be replaced later.
 
     Raises:
         LoweringError: a dynamic dim without bounds, an op that TensorRT refuses, or a failed build; with TensorRT's own words.
@@ -78,6 +84,10 @@ def build_plan(
         config = builder.create_builder_config()
         (config.set_flag if precision == "tf32" else config.clear_flag)(trt.BuilderFlag.TF32)
         chosen = _set_capabilities(trt, config, capabilities)
+        if refittable:
+            _allow_refit(trt, config, chosen)
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector; engines are no larger with it
+        use_timing_cache(trt, config, timing_cache)
         if sizes:
             config.add_optimization_profile(_profile(builder, network, signature, sizes))
         data = builder.build_serialized_network(network, config)
@@ -88,8 +98,11 @@ def build_plan(
             so="there is no engine",
             fix="lower to another precision, or to onnxruntime; the message above is TensorRT's own",
         )
+    keep_timing_cache(config, timing_cache)
     facts = {
         "layers": network.num_layers,
+        "network_layers": network_layers(network),
+        "refittable": refittable,
         "profile": {name: list(limits) for name, limits in sizes.items()},
         "capabilities": list(chosen),
         "attention_decomposed": decomposed,
@@ -180,6 +193,15 @@ def _set_capabilities(trt: Any, config: Any, capabilities: Sequence[str]) -> tup
     for index, name in enumerate(capabilities):
         config.set_compute_capability(offered[name], index)
     return tuple(capabilities)
+
+
+def _allow_refit(trt: Any, config: Any, chosen: Sequence[str]) -> None:
+    if len(chosen) > 1:
+        raise LoweringError(
+            f"{trt.__name__} builds a refittable engine for one GPU generation, not for {len(chosen)}",
+            fix=f"choose one: capabilities=({chosen[0]!r},)",
+        )
+    config.set_flag(trt.BuilderFlag.REFIT)
 
 
 def _profile(builder: Any, network: Any, signature: Signature, sizes: Mapping[str, tuple[int, int, int]]) -> Any:

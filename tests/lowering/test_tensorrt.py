@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,13 @@ from torch import nn
 import optin_fx as ofx
 from optin_fx.errors import LoweringError
 from optin_fx.lowering import Signature, load_engine, lower, tensorrt_build
+from optin_fx.lowering.cuda_graph import captured
 from optin_fx.lowering.engine import sidecar_path
-from optin_fx.lowering.tensorrt_build import profile_of
+from optin_fx.lowering.onnx_model import to_onnx
+from optin_fx.lowering.tensorrt import gpu
+from optin_fx.lowering.tensorrt_build import CAPABILITIES, build_plan, make_log, profile_of
+from optin_fx.lowering.tensorrt_layers import engine_layers
+from optin_fx.lowering.tensorrt_run import opened
 
 trt = pytest.importorskip("tensorrt_rtx")
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -159,44 +166,151 @@ def test_full_tensorrt_builds_only_where_its_gpu_is(dense: ofx.Program, monkeypa
     )
 
 
-def bert(heads: int, hidden: int) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-    transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": heads, "intermediate_size": hidden, "vocab_size": 99}
-    ids = torch.randint(0, 99, (2, 16))
-    return transformers.BertModel(transformers.BertConfig(**sizes)), (), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+def test_layers_are_told_without_a_gpu(dense: ofx.Program) -> None:
+    engine = lower(dense, "tensorrt-rtx", check_onnx=False)
+    layers = engine.layers()
+    if engine.cannot_run:
+        assert layers == engine.info()["network_layers"]
+    assert sum(layers.values()) > 10
 
 
-def timm_model(name: str, size: int, **options: Any) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-    model = pytest.importorskip("timm").create_model(name, **options)
-    with torch.no_grad():
-        model.train()(torch.randn(4, 3, size, size))
-    return model.eval(), (torch.randn(2, 3, size, size),), {}
+class Inspected:
+    """A deserialized engine whose inspector says this."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def create_engine_inspector(self) -> Inspected:
+        return self
+
+    def get_engine_information(self, form: Any) -> str:
+        return self.text
 
 
-FAMILIES = {
-    "bert": [lambda: bert(4, 128), lambda: bert(4, 64)],
-    "swin": [
-        lambda ratio=ratio: timm_model(
-            "swin_tiny_patch4_window7_224", 64, img_size=64, window_size=4, depths=(1, 1), num_heads=(2, 4), embed_dim=32, mlp_ratio=ratio
-        )
-        for ratio in (4.0, 2.0)
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ('{"Layers": [{"Name": "a", "LayerType": "gemm"}, {"LayerType": "cast"}, {"LayerType": "gemm"}]}', {"cast": 1, "gemm": 2}),
+        ('{"Layers": ["a", "b"]}', {}),  # built without detailed profiling verbosity
+        ("{}", {}),
+        ("", {}),
     ],
-    "resnet": [lambda width=width: timm_model("resnet26", 32, base_width=width) for width in (64, 32)],
-}
+)
+def test_the_inspector_is_read_as_far_as_it_speaks(text: str, layers: dict[str, int]) -> None:
+    assert engine_layers(trt, Inspected(text)) == layers
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_model_families_at_two_sizes(family: str) -> None:
-    infos = []
-    for make in FAMILIES[family]:
-        torch.manual_seed(0)
-        model, args, kwargs = make()
-        program = ofx.trace(model, args, kwargs)
-        infos.append(lower(program, "tensorrt-rtx:fp16", profile={"batch": (1, 2, 8)}).info())
-    whole, smaller = infos
-    assert smaller["weight_bytes"] < whole["weight_bytes"]
-    assert smaller["bytes"] < whole["bytes"]
+def test_rtx_takes_no_timing_cache_and_full_tensorrt_keeps_one(dense: ofx.Program, tmp_path: Path) -> None:
+    path = tmp_path / "timing.cache"
+    with pytest.raises(LoweringError) as error:
+        lower(dense, "tensorrt-rtx", timing_cache=path)
+    assert str(error.value) == (
+        "TensorRT-RTX takes no timing cache: it measures nothing when it builds\n"
+        "  fix leave timing_cache out; engine.save keeps what it compiles when it runs"
+    )
+    signature = Signature.of(dense)
+    model = to_onnx(dense, signature)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the module that stands for the full one
+        build_plan(
+            FakeFull(), model, signature, precision="fp32", profile=None, capabilities=("SM80",), example={"batch": 2}, timing_cache=path
+        )
+    assert path.stat().st_size > 0
+
+
+def test_weights_are_fixed_unless_asked(dense: ofx.Program) -> None:
+    engine = lower(dense, "tensorrt-rtx", check_onnx=False)
+    with pytest.raises(LoweringError) as error:
+        engine.refit(dense)
+    assert str(error.value) == (
+        "this engine's weights are fixed\n  so  it cannot be refitted\n  fix build it with refittable=True on the GPU that it is for"
+    )
+
+
+def test_a_refittable_engine_is_for_one_gpu_generation(dense: ofx.Program) -> None:
+    with pytest.raises(LoweringError) as error:
+        lower(dense, "tensorrt-rtx", check_onnx=False, refittable=True)
+    assert str(error.value) == (
+        "tensorrt_rtx builds a refittable engine for one GPU generation, not for 5\n  fix choose one: capabilities=('SM80',)"
+    )
+
+
+@no_gpu
+def test_a_refittable_engine_needs_a_driver_to_build(dense: ofx.Program) -> None:
+    with pytest.raises(LoweringError, match="CUDA_SUCCESS") as error:
+        lower(dense, "tensorrt-rtx", check_onnx=False, refittable=True, capabilities=("SM80",))
+    assert str(error.value).startswith("tensorrt_rtx did not build an engine: ")
+
+
+@no_gpu
+def test_an_engine_for_another_gpu_is_refused(dense: ofx.Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from optin_fx.lowering import tensorrt
+
+    path = lower(dense, "tensorrt-rtx", check_onnx=False, capabilities=("SM80",)).save(tmp_path / "m.engine")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tensorrt, "gpu", lambda: "SM90")
+    with pytest.raises(LoweringError) as error:
+        load_engine(path)
+    assert str(error.value) == (
+        "the engine does not fit this GPU: the GPU here is SM90, the engine was built for SM80\n"
+        f"  at  {path}\n  fix build it again with capabilities=('SM90',), or with the target tensorrt on this GPU"
+    )
+
+
+@no_gpu
+def test_a_plan_that_tensorrt_cannot_open_is_refused_in_its_words(dense: ofx.Program) -> None:
+    with pytest.raises(LoweringError) as error:
+        opened(trt, b"nonsense", make_log(trt))
+    assert str(error.value).startswith("tensorrt_rtx does not accept the engine here: ")
+    assert str(error.value).endswith("\n  so  it cannot run\n  fix build it again for this GPU and this version")
+
+
+def test_a_corrupt_engine_file_is_refused(dense: ofx.Program, tmp_path: Path) -> None:
+    path = lower(dense, "tensorrt-rtx", check_onnx=False).save(tmp_path / "m.engine")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1  # one bit
+    path.write_bytes(data)
+    with pytest.raises(LoweringError, match="the engine file is corrupt: its bytes are not those that were saved"):
+        load_engine(path)
+
+
+def test_kernels_that_were_compiled_are_saved_and_read(dense: ofx.Program, tmp_path: Path) -> None:
+    engine = lower(dense, "tensorrt-rtx", check_onnx=False)
+    if not engine.cannot_run:
+        engine(torch.randn(2, 32, 64))
+    else:
+        engine._runtime_cache = b"kernels"  # what a run on a GPU would leave
+    loaded = load_engine(engine.save(tmp_path / "m.engine"))
+    assert loaded._runtime_cache
+    (tmp_path / "m.engine.kernels").write_bytes(b"others")
+    with pytest.raises(LoweringError, match="the engine file is corrupt"):
+        load_engine(tmp_path / "m.engine")
+
+
+@pytest.mark.gpu
+def test_new_weights_on_a_gpu(dense: ofx.Program) -> None:
+    if gpu() not in CAPABILITIES:
+        pytest.skip(f"TensorRT-RTX does not build for {gpu()}")
+    engine = lower(dense, "tensorrt-rtx", refittable=True, capabilities=(gpu(),), tolerance=5e-2)
+    other = copy.deepcopy(dense.exported)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    program = ofx.trace(other, dense.args)
+    engine.refit(program)
+    x = torch.randn(3, 32, 64)
+    torch.testing.assert_close(engine(x), program(x), rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.gpu
+def test_a_captured_run_gives_the_same_on_a_gpu(dense: ofx.Program) -> None:
+    engine = lower(dense, "tensorrt-rtx", tolerance=5e-2)
+    if engine.cannot_run:
+        pytest.skip(engine.cannot_run)
+    x = torch.randn(3, 32, 64, device="cuda")
+    (replayed,) = captured(engine, [x])()
+    torch.cuda.synchronize()
+    torch.testing.assert_close(replayed, engine.run([x])[0])
 
 
 @pytest.mark.gpu
