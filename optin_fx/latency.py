@@ -12,9 +12,11 @@ import torch
 
 from optin_fx.environment import environment
 from optin_fx.errors import DataError
+from optin_fx.latency_grid import grid
 from optin_fx.lowering import Engine, Signature, lower, parse_target
 from optin_fx.lowering.check import tensors_of
 from optin_fx.lowering.closeness import closeness
+from optin_fx.lowering.cuda_graph import captured
 from optin_fx.lowering.memory import peak_memory
 from optin_fx.program import Program
 from optin_fx.report import Agreement, EngineFacts, Latency, Ratio, Report
@@ -32,12 +34,14 @@ def measure(
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     batches: Sequence[int] | None = None,
+    lengths: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     threads: int | None = None,
     repeats: Repeats | None = None,
     reference: Candidates | None = None,
     costs: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Mapping[str, float]] | None = None,
     memory: bool = False,
+    cuda_graphs: bool = False,
     seed: int = 0,
     **options: Any,
 ) -> Report:
@@ -49,12 +53,15 @@ def measure(
         target: as for `lower`; the same settings for every candidate.
         args, kwargs: the call to time; by default the baseline's example inputs.
         batches: batch sizes to time; rows of the call are repeated. By default the call as it is.
+        lengths: sizes of the other dynamic dim to time, tokens for instance, each with each batch size; `{dim: sizes}` where there are
+            several such dims.
         threads: CPU threads, the same for every candidate; by default as many as torch uses.
         repeats: how long to measure; see `timing.Repeats`.
         reference: what the outputs of the candidates after the first should equal, such as the masked dense program.
         costs: per candidate a mapping, or an object with attributes, of flops, macs, params and bytes.
         metrics: per candidate any named figures of quality, shown in the report as they are.
         memory: also measure each engine's peak memory, in a fresh process each (a few seconds).
+        cuda_graphs: replay each engine's run as one CUDA graph; on engines that cannot be captured it is refused.
         seed: of the order of runs and of the bootstrap.
         options: the target's own, as for `lower`.
 
@@ -85,20 +92,22 @@ def measure(
         for engine in engines.values():
             engine.require_runnable()
         first_run: dict[str, float] = {}
-        for batch in batches or (None,):
-            args, kwargs = _resized(engines[baseline].signature, *call, batch)
-            rows = batch or _rows(engines[baseline].signature, args, kwargs)
-            calls = {name: _runner(engine, args, kwargs) for name, engine in engines.items()}
+        signature = engines[baseline].signature
+        for sizes in grid(signature, batches, lengths):
+            args, kwargs = signature.resized(*call, sizes)
+            rows = sizes.get("batch") or _rows(signature, args, kwargs)
+            length = next((size for name, size in sizes.items() if name != "batch"), None)
+            calls = {name: _runner(engine, args, kwargs, cuda_graphs) for name, engine in engines.items()}
             counts = {}
             for name, run in calls.items():
                 times = warm_up(run, device=engines[name].device)
                 first_run.setdefault(name, times[0])
                 counts[name] = calls_per_sample(float(np.median(times[-5:])))
-                agreements += _agreements(name, engines[name], programs[name], references.get(name), args, kwargs, rows)
+                agreements += _agreements(name, engines[name], programs[name], references.get(name), args, kwargs, (rows, length))
             samples = interleaved(calls, counts, device=engines[baseline].device, repeats=repeats, seed=seed)
-            latencies += [_latency(name, rows, samples[name], counts[name]) for name in samples]
+            latencies += [_latency(name, rows, length, samples[name], counts[name]) for name in samples]
             others = list(samples)[1:]
-            ratios += [Ratio(baseline, name, rows, *ratio_interval(samples[baseline], samples[name], seed)) for name in others]
+            ratios += [Ratio(baseline, name, rows, *ratio_interval(samples[baseline], samples[name], seed), length) for name in others]
         args, kwargs = call
         facts = {
             name: EngineFacts(
@@ -121,6 +130,7 @@ def measure(
             "repeats": asdict(repeats),
             "ratio": f"of medians, {CONFIDENCE:.0%} percentile bootstrap over blocks of {BLOCK} rounds, {RESAMPLES} resamples",
             "timed": "device events around engine.run" if parsed.device == "cuda" else "wall clock around engine.run on flat tensors",
+            "cuda_graphs": cuda_graphs,
             "options": {key: repr(value) for key, value in options.items()},
             "seed": seed,
         },
@@ -170,20 +180,6 @@ def _threads(threads: int | None) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def _resized(signature: Signature, args: Any, kwargs: Any, batch: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if batch is None:
-        return args, kwargs
-    fixed = "batch" not in signature.bounds
-    low, high = signature.bounds.get("batch", (1, 1))
-    if fixed or not low <= batch <= (high or batch) or batch < 1:
-        raise DataError(
-            f"the program does not take a batch of {batch}",
-            at="its batch is fixed" if fixed else f"batch from {low} to {high}",
-            fix="trace it with a dynamic leading dim named batch, or leave batches out",
-        )
-    return signature.resized(args, kwargs, batch)
-
-
 def _rows(signature: Signature, args: Any, kwargs: Any) -> int:
     for tensor, leaf in zip(signature.flatten(args, kwargs), signature.tensor_inputs, strict=True):
         for dim, size in enumerate(leaf.sizes):
@@ -193,21 +189,22 @@ def _rows(signature: Signature, args: Any, kwargs: Any) -> int:
     return leading[0] if leading else 1
 
 
-def _runner(engine: Engine, args: Any, kwargs: Any) -> Callable[[], object]:
+def _runner(engine: Engine, args: Any, kwargs: Any, cuda_graphs: bool) -> Callable[[], object]:
     inputs = [tensor.to(engine.device) for tensor in engine.signature.flatten(args, kwargs)]
-    return lambda: engine.run(inputs)
+    return captured(engine, inputs) if cuda_graphs else lambda: engine.run(inputs)
 
 
 def _agreements(
-    name: str, engine: Engine, program: Program, reference: Program | None, args: Any, kwargs: Any, rows: int
+    name: str, engine: Engine, program: Program, reference: Program | None, args: Any, kwargs: Any, size: tuple[int, int | None]
 ) -> list[Agreement]:
+    rows, length = size
     found = tensors_of(engine(*args, **kwargs))
     against = {"its program": program} | ({"reference": reference} if reference is not None else {})
     gaps = {text: closeness(found, tensors_of(other(*args, **kwargs))) for text, other in against.items()}
-    return [Agreement(name, text, rows, gap.max_abs, gap.max_rel, gap.unequal) for text, gap in gaps.items()]
+    return [Agreement(name, text, rows, gap.max_abs, gap.max_rel, gap.unequal, length) for text, gap in gaps.items()]
 
 
-def _latency(name: str, rows: int, seconds: Sequence[float], count: int) -> Latency:
+def _latency(name: str, rows: int, length: int | None, seconds: Sequence[float], count: int) -> Latency:
     milliseconds = np.asarray(seconds) * 1e3
     p25, p50, p75, p90, p99 = (float(value) for value in np.percentile(milliseconds, [25, 50, 75, 90, 99]))
     return Latency(
@@ -220,4 +217,5 @@ def _latency(name: str, rows: int, seconds: Sequence[float], count: int) -> Late
         rows_per_s=rows / p50 * 1e3,
         calls_per_sample=count,
         samples_ms=tuple(round(float(value), 6) for value in milliseconds),
+        length=length,
     )

@@ -24,6 +24,7 @@ class Latency:
         calls_per_sample: calls behind each sample; more than one where a call is shorter than a millisecond, and then the
             percentiles are those of such means.
         samples_ms: every sample, in the order of the rounds.
+        length: size of the dim that was measured at several lengths, such as tokens; None where it was as in the given call.
     """
 
     candidate: str
@@ -35,6 +36,7 @@ class Latency:
     rows_per_s: float
     calls_per_sample: int
     samples_ms: tuple[float, ...]
+    length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Ratio:
     ratio: float
     low: float
     high: float
+    length: int | None = None
 
     def __str__(self) -> str:
         return f"{self.ratio:.2f}x [{self.low:.2f}, {self.high:.2f}]"
@@ -62,6 +65,7 @@ class Agreement:
     max_abs: float
     max_rel: float
     unequal: float
+    length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,8 @@ class Report:
         target: canonical target text.
         protocol: how it was measured.
         environment: where it was measured.
-        latencies: one per candidate and batch size.
-        ratios: one per batch size and candidate after the first.
+        latencies: one per candidate, batch size and length.
+        ratios: one per batch size, length and candidate after the first.
         agreements: engine against its program, and against a reference where one was given.
         engines: build facts per candidate.
         costs: flops, macs, params and bytes per candidate, where the caller gave them.
@@ -115,18 +119,31 @@ class Report:
     def batches(self) -> tuple[int, ...]:
         return tuple(dict.fromkeys(item.batch for item in self.latencies))
 
-    def latency(self, candidate: str, batch: int | None = None) -> Latency:
-        """The latency of a candidate, at the first batch size unless one is given."""
-        return next(item for item in self.latencies if item.candidate == candidate and batch in (None, item.batch))
+    @property
+    def lengths(self) -> tuple[int | None, ...]:
+        return tuple(dict.fromkeys(item.length for item in self.latencies))
 
-    def ratio(self, candidate: str | None = None, batch: int | None = None) -> Ratio:
-        """The speed-up of a candidate over the baseline; by default the first candidate at the first batch size."""
-        return next(item for item in self.ratios if candidate in (None, item.candidate) and batch in (None, item.batch))
+    def latency(self, candidate: str, batch: int | None = None, length: int | None = None) -> Latency:
+        """The latency of a candidate, at the first batch size and length unless they are given."""
+        return next(
+            item for item in self.latencies if item.candidate == candidate and batch in (None, item.batch) and length in (None, item.length)
+        )
+
+    def ratio(self, candidate: str | None = None, batch: int | None = None, length: int | None = None) -> Ratio:
+        """The speed-up of a candidate over the baseline; by default the first candidate at the first batch size and length."""
+        return next(
+            item
+            for item in self.ratios
+            if candidate in (None, item.candidate) and batch in (None, item.batch) and length in (None, item.length)
+        )
 
     def efficiency(self, candidate: str, batch: int | None = None) -> float | None:
-        """Speed-up / ratio of FLOPs: 1 where every FLOP that was saved is saved time. None without costs."""
+        """Speed-up / ratio of FLOPs: 1 where every FLOP that was saved is saved time.
+
+        None without costs, and for a grid of lengths: costs are counted at one length, and attention's share grows with it.
+        """
         costs = [self.costs.get(name, {}).get("flops") for name in (self.baseline, candidate)]
-        if candidate == self.baseline or not costs[0] or not costs[1]:
+        if candidate == self.baseline or not costs[0] or not costs[1] or self.lengths != (None,):
             return None
         return self.ratio(candidate, batch).ratio / (costs[0] / costs[1])
 

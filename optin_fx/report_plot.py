@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from optin_fx.errors import SaveError
@@ -15,11 +16,12 @@ def plot(report: Report, path: Path) -> Path:
     efficient = [name for name in report.candidates if report.efficiency(name) is not None]
     figure = Figure(figsize=(11 if efficient else 6, 4.6), layout="constrained")
     axes = figure.subplots(1, 2 if efficient else 1, squeeze=False)[0]
-    for name in report.candidates:
-        items = [report.latency(name, batch) for batch in report.batches]
+    for name, length in itertools.product(report.candidates, report.lengths):
+        items = [report.latency(name, batch, length) for batch in report.batches]
         medians = [item.median_ms for item in items]
         upper = [item.p90_ms - item.median_ms for item in items]
-        axes[0].errorbar(report.batches, medians, yerr=[[0.0] * len(upper), upper], marker="o", capsize=3, label=name)
+        label = name if length is None else f"{name}, length {length}"
+        axes[0].errorbar(report.batches, medians, yerr=[[0.0] * len(upper), upper], marker="o", capsize=3, label=label)
     axes[0].set(xlabel="batch (rows per call)", ylabel="ms per call (median; bar up to p90)", title=f"latency, {report.target}")
     axes[0].set_ylim(bottom=0)
     axes[0].legend()

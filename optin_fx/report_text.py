@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,13 +40,15 @@ def grids(report: Report) -> tuple[Grid, Grid]:
 
 def _latency_grid(report: Report) -> Grid:
     efficiency = any(report.efficiency(name) is not None for name in report.candidates)
-    columns = ["candidate", "batch", "median ms", "p90 ms", "p99 ms", "spread", "rows/s", "speed-up [95 % CI]"]
+    several = report.lengths != (None,)
+    columns = ["candidate", "batch", *["length"] * several, "median ms", "p90 ms", "p99 ms", "spread", "rows/s", "speed-up [95 % CI]"]
     rows = []
-    for batch in report.batches:
+    for batch, length in itertools.product(report.batches, report.lengths):
         for name in report.candidates:
-            item = report.latency(name, batch)
-            row = [name, str(batch), f"{item.median_ms:.3g}", f"{item.p90_ms:.3g}", f"{item.p99_ms:.3g}", f"{item.spread:.0%}"]
-            row += [f"{item.rows_per_s:.4g}", "1 (baseline)" if name == report.baseline else str(report.ratio(name, batch))]
+            item = report.latency(name, batch, length)
+            row = [name, str(batch), *[str(length)] * several, f"{item.median_ms:.3g}", f"{item.p90_ms:.3g}", f"{item.p99_ms:.3g}"]
+            row += [f"{item.spread:.0%}", f"{item.rows_per_s:.4g}"]
+            row += ["1 (baseline)" if name == report.baseline else str(report.ratio(name, batch, length))]
             value = report.efficiency(name, batch)
             rows.append((*row, *(["" if value is None else f"{value:.2f}"] if efficiency else [])))
     title = f"Latency of one call, {report.target}, {report.protocol['precision']}, {report.protocol['threads']} threads"
@@ -131,8 +134,8 @@ def to_html(report: Report) -> str:
     slowest = max(item.median_ms for item in report.latencies)
     tables = "".join(_html_table(grid) for grid in grids(report))
     bars = "".join(
-        f"<div>{html.escape(item.candidate)}, batch {item.batch}<span style='width:{60 * item.median_ms / slowest:.1f}%'></span>"
-        f"{item.median_ms:.3g} ms</div>\n"
+        f"<div>{html.escape(item.candidate)}, batch {item.batch}{'' if item.length is None else f', length {item.length}'}"
+        f"<span style='width:{60 * item.median_ms / slowest:.1f}%'></span>{item.median_ms:.3g} ms</div>\n"
         for item in report.latencies
     )
     text = "<br>".join(html.escape(protocol_text(report)).splitlines())

@@ -12,6 +12,7 @@ from torch import nn
 import optin_fx as ofx
 from optin_fx.errors import DataError, LoweringError
 from optin_fx.latency import cost_row, measure
+from optin_fx.report import Report
 from optin_fx.timing import Repeats, calls_per_sample, interleaved, ratio_interval, warm_up
 
 FEW = Repeats(least=10, most=10, seconds=5)
@@ -76,6 +77,71 @@ def test_the_call_can_be_given(dense: ofx.Program, small: ofx.Program) -> None:
     assert measure(dense, small, "eager", args=(torch.randn(7, 64),), repeats=FEW).batches == (7,)
 
 
+class Tokens(nn.Module):
+    """Two dynamic dims, and an output that depends on both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.linear = nn.Embedding(9, 16), nn.Linear(16, 16)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.table(ids) * mask.unsqueeze(-1)).sum(1)
+
+
+def tokens() -> ofx.Program:
+    sizes = {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", min=2, max=32)}
+    return ofx.trace(Tokens(), (torch.randint(0, 9, (2, 8)), torch.ones(2, 8)), dynamic_shapes=(sizes, sizes))
+
+
+def test_a_grid_of_batches_and_lengths() -> None:
+    program = tokens()
+    costs = {"before": {"flops": 2.0}, "after": {"flops": 1.0}}
+    report = measure(program, program, "onnxruntime:cpu", batches=(1, 4), lengths=(8, 16), repeats=FEW, costs=costs)
+    points = [(item.batch, item.length) for item in report.latencies if item.candidate == "before"]
+    assert points == [(1, 8), (1, 16), (4, 8), (4, 16)]
+    assert report.lengths == (8, 16)
+    assert report.ratio("after", 4, 16) is report.ratios[-1]
+    assert report.latency("after", 4, 16).rows_per_s > 0
+    assert report.efficiency("after", 4) is None  # the FLOPs were counted at one length
+    assert {(gap.batch, gap.length) for gap in report.agreements} == set(points)
+    assert Report.from_json(report.to_json()) == report
+    assert "| 16 " in report.to_markdown()
+    assert "batch 4, length 16" in report.to_html()
+
+
+def test_lengths_that_are_refused(dense: ofx.Program) -> None:
+    program = tokens()
+    with pytest.raises(DataError) as error:
+        measure(program, target="eager", lengths=(64,))
+    assert str(error.value) == (
+        "the program does not take a ids_dim1 of 64\n  at  ids_dim1 from 2 to 32\n"
+        "  fix trace it with a dynamic dim of that size, or leave lengths out"
+    )
+    with pytest.raises(DataError) as error:
+        measure(program, target="eager", lengths={"tokens": (8,)})
+    assert str(error.value) == "lengths speaks of tokens\n  fix name one dynamic dim out of ids_dim1"
+    with pytest.raises(DataError) as error:
+        measure(dense, target="eager", lengths=(8,))
+    assert str(error.value) == (
+        "the program has 0 dynamic dims besides the batch\n  so  it is not clear which of them the lengths are sizes of\n"
+        "  fix trace it with a dynamic length, as in dynamic_shapes={'input_ids': {0: Dim('batch'), 1: Dim('length', max=512)}}"
+    )
+
+
+def test_a_cpu_run_is_no_cuda_graph(dense: ofx.Program) -> None:
+    with pytest.raises(LoweringError, match="a run of eager:cpu cannot be captured as a CUDA graph"):
+        measure(dense, target="eager", repeats=FEW, cuda_graphs=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_on_a_gpu(dense: ofx.Program, small: ofx.Program, cuda_graphs: bool) -> None:
+    report = measure(dense, small, "eager:cuda", batches=(512,), repeats=FEW, cuda_graphs=cuda_graphs, memory=True)
+    assert report.protocol["timed"].startswith("device events")
+    assert max(gap.max_rel for gap in report.agreements) < 1e-4
+    assert report.engines["before"].peak_bytes
+
+
 def test_what_is_refused(dense: ofx.Program, small: ofx.Program) -> None:
     fixed = ofx.trace(nn.Linear(3, 3), (torch.randn(2, 3),), dynamic_shapes={})
     with pytest.raises(DataError) as error:
@@ -135,7 +201,7 @@ def test_a_known_ratio_is_found_with_rounds_interleaved() -> None:
         order.append(name)
         time.sleep(seconds)
 
-    calls = {"slow": lambda: sleeper("slow", 0.004), "fast": lambda: sleeper("fast", 0.002)}
+    calls = {"slow": lambda: sleeper("slow", 0.04), "fast": lambda: sleeper("fast", 0.02)}  # long beside a late wake-up
     samples = interleaved(calls, {"slow": 1, "fast": 1}, device="cpu", repeats=Repeats(least=10, most=30, precision=0.5))
     assert 1.4 < ratio_interval(samples["slow"], samples["fast"])[0] < 2.6
     pairs = list(zip(order[::2], order[1::2], strict=True))

@@ -20,7 +20,7 @@ def agreement(engine: Engine, program: Program) -> Closeness:
     calls = [(program.args, program.kwargs)]
     low, high = engine.signature.bounds.get("batch", (1, 1))
     if low <= OTHER_BATCH <= (high or OTHER_BATCH):
-        calls.append(engine.signature.resized(program.args, program.kwargs, OTHER_BATCH))
+        calls.append(engine.signature.resized(program.args, program.kwargs, {"batch": OTHER_BATCH}))
     worst = Closeness(0.0, 0.0)
     for args, kwargs in calls:
         found = compare(engine, program, args, kwargs)

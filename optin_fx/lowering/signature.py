@@ -111,14 +111,16 @@ class Signature:
                 )
         return tensors
 
-    def resized(self, args: Sequence[Any], kwargs: Mapping[str, Any], batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The call with `batch` rows: rows are repeated or dropped along every dim whose size is the symbol `batch`."""
+    def resized(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], sizes: Mapping[str, int]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call with other sizes, by symbol: entries are repeated or dropped along every dim whose size is that symbol."""
         leaves = self._leaves(args, kwargs)
         for index, leaf in enumerate(self.inputs):
             for dim, size in enumerate(leaf.sizes):
-                if size == "batch":
-                    rows = torch.arange(batch, device=leaves[index].device) % leaves[index].shape[dim]
-                    leaves[index] = leaves[index].index_select(dim, rows)
+                if size in sizes:
+                    entries = torch.arange(sizes[str(size)], device=leaves[index].device) % leaves[index].shape[dim]
+                    leaves[index] = leaves[index].index_select(dim, entries)
         new_args, new_kwargs = pytree.tree_unflatten(leaves, self._specs[0])
         return new_args, new_kwargs
 

@@ -59,7 +59,7 @@ def test_positions_and_keywords_are_interchangeable(structured: ofx.Program, cal
 
 
 def test_resized_repeats_rows(structured: ofx.Program) -> None:
-    args, kwargs = Signature.of(structured).resized(structured.args, structured.kwargs, 5)
+    args, kwargs = Signature.of(structured).resized(structured.args, structured.kwargs, {"batch": 5})
     assert args[0]["x"].shape == (5, 4, 8)
     assert torch.equal(args[0]["x"][2], structured.args[0]["x"][0])
     assert kwargs["scale"].shape == (5,)

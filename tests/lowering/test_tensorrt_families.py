@@ -46,7 +46,7 @@ FAMILIES: dict[str, Callable[[], Made]] = {
     "deit": lambda: timm("deit_tiny_patch16_224", 64, img_size=64, depth=2),
     "swin": lambda: timm("swin_tiny_patch4_window7_224", 56, img_size=56, depths=(1, 1), num_heads=(2, 4), embed_dim=32),
     "resnet50": lambda: timm("resnet50", 32, base_width=16),
-    "efficientnet": lambda: timm("efficientnet_b0", 32, channel_multiplier=0.5),
+    "efficientnet": lambda: timm("efficientnet_b0", 32),
     "mask2former": mask2former_backbone,
 }
 # residual streams that no group holds (LayerNorm) and shared tables stay, so weights shrink less than FLOPs
