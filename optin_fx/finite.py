@@ -61,14 +61,15 @@ class _Watch(Runner):
 
     def run_node(self, n: fx.Node) -> Any:
         overflows = [self.overflow[i] for i in n.all_input_nodes if i in self.overflow]
-        clean = all(bool(torch.isfinite(v).all()) for i in n.all_input_nodes if isinstance(v := self.env.get(i), torch.Tensor))
+        values = [self.env.get(i) for i in n.all_input_nodes if i.op != "get_attr"]
+        clean = all(bool(torch.isfinite(v).all()) for v in values if isinstance(v, torch.Tensor))
         result = super().run_node(n)
         if self.culprit is not None:
             return result
         if n.op == "output":
             if overflows:
                 self.culprit = ("infinity", overflows[0])
-        elif isinstance(result, torch.Tensor) and result.is_floating_point():
+        elif isinstance(result, torch.Tensor) and result.is_floating_point() and result.device.type != "meta":
             if torch.isnan(result).any():
                 self.culprit = ("infinity", overflows[0]) if overflows else ("NaN", n.name)
             elif torch.isinf(result).any():

@@ -62,7 +62,7 @@ class OutputTerm:
             change = change - (p * change).sum(-1, keepdim=True)
             divergence = torch.log1p((p * (torch.expm1(change) - change)).sum(-1).clamp_min(0))
             return temperature**2 * divergence.reshape(len(divergence), -1).sum(1)
-        return 0.5 * change_of_direction(change, dense).square().sum(-1).flatten(1).mean(1)
+        return 0.5 * change_of_direction(change, dense).square().sum(-1).reshape(len(dense), -1).mean(1)
 
 
 def change_of_direction(change: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from optin_fx.data import Batch
 from optin_fx.execution import current
 from optin_fx.interpreter import device_of
-from optin_fx.offload import InMemory, away, on_disk, store_of
+from optin_fx.offload import InMemory, away, each_once, on_disk, store_of, transplanted
 from optin_fx.program import Program
 
 
@@ -38,13 +38,7 @@ def _offloaded(program: Program, device: torch.device) -> Program:
 
 def moved(program: Program, device: torch.device) -> Program:
     """A copy of a program on another device; its graph, and so its groups and fingerprint, are the same."""
-    import copy
-
-    from torch.export.passes import move_to_device_pass
-
-    exported = move_to_device_pass(copy.deepcopy(program.exported), device)
-    args, kwargs = to_device((program.args, program.kwargs), device)
-    return Program(exported, args, kwargs, provenance=program.provenance)
+    return transplanted(program, each_once(program.tensors, lambda _, tensor: tensor.to(device, copy=True)), device)
 
 
 def to_device(tree: Any, device: torch.device) -> Any:

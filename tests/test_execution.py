@@ -248,7 +248,6 @@ PEAK = """
 
     program = ofx.trace(Wide(), (torch.randn(2, 1, 128, 128),))
     x = torch.randn(8, 1, 128, 128)
-    ofx.score(program, "trajectory", data=[x[:1]], tokens=16, candidates=1, samples=1) if False else None
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with execution(memory_limit=sys.argv[1]):
         ofx.score(program, "trajectory{tokens=16}", data=[x])

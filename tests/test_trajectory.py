@@ -115,7 +115,19 @@ class Vision(nn.Module):
         return self.head(x[:, 0])
 
 
-CASES = {"bert": (Encoder, (4, 7, 5)), "vit": (Vision, (4, 1, 6, 6)), "resnet": (Convolutional, (4, 3, 6, 6))}
+class Embedding(Encoder):
+    """Features as output: compared as directions."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).tanh()
+
+
+CASES = {
+    "embedding": (Embedding, (4, 7, 5)),
+    "bert": (Encoder, (4, 7, 5)),
+    "vit": (Vision, (4, 1, 6, 6)),
+    "resnet": (Convolutional, (4, 3, 6, 6)),
+}
 
 
 @pytest.mark.parametrize("case", list(CASES))
