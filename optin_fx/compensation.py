@@ -32,9 +32,11 @@ class Compensation:
             included; "dense": the dense program's output; "own": its own output before its units were removed, so that earlier
             errors are not made up for.
         mode: "sequential" reads inputs that carry what earlier refits left over; "parallel" reads the dense program's.
-        rows_by: "gradient" weighs every row (token, pixel) by the squared gradient of the program's output there, so that what error is
-            left lies where the output does not see it; "uniform" weighs all alike.
-        floor: share of the mean weight that every row has at least, with `rows_by="gradient"`.
+        rows_by: "gradient" weighs the rows (tokens, pixels) of each sample by the squared gradient of the program's output there, so
+            that what error is left lies where the output does not see it; "uniform" weighs all alike.
+        floor: share of its sample's mean weight that every row has at least, with `rows_by="gradient"`.
+        norms: re-estimate the statistics of every BatchNorm behind the first refit: its mean and variance move by what the input's
+            moved from the dense program's on the calibration data.
         ratios: candidate ridges, as shares of the mean input variance.
         held_out: share of the batches (or of the rows of an only batch) on which ridge and level are chosen.
         rows: at most so many rows per batch enter a refit.
@@ -45,6 +47,7 @@ class Compensation:
     mode: str = "sequential"
     rows_by: str = "uniform"
     floor: float = 0.1
+    norms: bool = False
     ratios: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     held_out: float = 0.25
     rows: int = 4096

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from optin_fx.analysis import Consumer, analyse
+from optin_fx.attributes import assign, attribute
 from optin_fx.branches import Branch, branch_of, branch_scale
 from optin_fx.compensation import Compensation, Refitted, Solution, solve
 from optin_fx.data import Batch
@@ -65,6 +66,8 @@ class _Reconstruction:
                     self.dense.release(own)
                 if node.name in self.due:
                     self._refit(node, partner, self.due[node.name])
+                elif self.options.norms and self.report and node.target is torch.ops.aten.batch_norm.default:
+                    self._renormalise(node, partner)
             self.sliced.execute(node)
             if partner is not None:
                 self.dense.release(partner)
@@ -93,6 +96,24 @@ class _Reconstruction:
             if isinstance(layer, Layer):
                 features[node.name] = layer.output_dim(len(self.analysis.axes[node.name]))
         return sensitivities(self.program, self.batches, features)
+
+    def _renormalise(self, node: fx.Node, partner: fx.Node) -> None:
+        """Move the statistics of a BatchNorm in eval mode with its input's."""
+        read, was = node.args[0], partner.args[0]
+        if node.args[5] or not isinstance(read, fx.Node) or not isinstance(was, fx.Node):
+            return
+        kept = positions(self.analysis.axes[was.name][1], self.cut.units)
+        mean, variance = channel_moments(self.sliced.values[read.name])
+        old_mean, old_variance = (v if kept is None else v[kept] for v in channel_moments(self.dense.values[was.name]))
+        for place, change in (
+            (3, lambda v: v + mean - old_mean),
+            (4, lambda v: v * (variance / old_variance.clamp_min(1e-12)).clamp(0.1, 10)),
+        ):
+            at = node.args[place]
+            if isinstance(at, fx.Node) and at.op == "get_attr":
+                value = attribute(self.small, str(at.target))
+                assign(self.small, str(at.target), change(value.double()).to(value))
+                self.sliced.execute(at)
 
     # -- one consumer --------------------------------------------------------------------------------------------
 
@@ -172,16 +193,21 @@ class _Reconstruction:
             x, y = layer.inputs_of(read, index).float(), layer.outputs_of(target, index).float()
             if self.options.target == "own" and self.options.mode == "sequential":
                 y = y + _grouped(x - layer.inputs_of(dense, index).float(), weight, layer.groups)
-            w = None
-            if seen is not None:
-                w = self.options.floor + (1 - self.options.floor) * seen.rows[i][index] / max(seen.mean, 1e-30)
-            yield x, y, w
+            yield x, y, None if seen is None else seen.weights(i, self.options.floor)[index]
 
     def _branch(self, node: fx.Node) -> Branch | None:
         """The branch that a consumer ends, if both programs know the other addend by now."""
         branch = branch_of(node)
         known = branch is not None and branch.other in self.dense.values and branch.other in self.sliced.values
         return branch if known else None
+
+
+def channel_moments(values: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of every channel over batches `[rows, channels, ...]`, float64."""
+    count = sum(v.numel() // v.shape[1] for v in values)
+    flat = [v.transpose(0, 1).flatten(1).double() for v in values]
+    mean = sum((v.sum(1) for v in flat), torch.zeros(1)) / count
+    return mean, sum(((v - mean[:, None]).square().sum(1) for v in flat), torch.zeros(1)) / count
 
 
 def _kept(value: torch.Tensor, dim: int, index: torch.Tensor | None) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from optin_fx.data import Batch
+from optin_fx.data import rows as leading
 from optin_fx.interpreter import Runner
 from optin_fx.outputs import output_terms
 from optin_fx.program import Program
@@ -22,18 +23,31 @@ class Sensitivity:
 
     Attributes:
         rows: per batch, the sum over features at every row, in the order of `Layer.rows`: all dims but the feature's, flattened.
-        features: the sum over all rows, `[features]` float64. count: number of samples.
+        features: the sum over all rows, `[features]` float64.
+        samples: per batch, the number of samples, of which every one has as many rows.
     """
 
     rows: list[torch.Tensor]
     features: torch.Tensor
-    count: int
+    samples: list[int]
 
     @property
-    def mean(self) -> float:
-        """Mean over rows of the squared gradient."""
-        total = sum(float(rows.double().sum()) for rows in self.rows)
-        return total / max(sum(rows.numel() for rows in self.rows), 1)
+    def count(self) -> int:
+        """Number of samples."""
+        return sum(self.samples)
+
+    def weights(self, batch: int, floor: float) -> torch.Tensor:
+        """How much each row of a batch counts within its sample, `[rows]`, one in the mean; at least `floor`.
+
+        Every sample counts the same: where the model is sure of its answer all gradients are small, and what is small everywhere says
+        nothing about where errors matter.
+        """
+        rows = self.rows[batch]
+        if rows.numel() % self.samples[batch]:
+            return torch.ones_like(rows)
+        own = rows.reshape(self.samples[batch], -1)
+        mean = own.mean(1, keepdim=True)
+        return (floor + (1 - floor) * torch.where(mean > 0, own / mean, 1.0)).flatten()
 
 
 class _Tapped(Runner):
@@ -64,7 +78,7 @@ def sensitivities(
     terms = output_terms(program)
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in features}
     sums: dict[str, torch.Tensor] = {}
-    count = 0
+    samples: list[int] = []
     for batch in batches:
         runner = _Tapped(program, taps=tuple(features))
         with torch.enable_grad():
@@ -83,5 +97,5 @@ def sensitivities(
             rows[name].append(at_end.sum(-1).flatten())
             own = at_end.reshape(-1, at_end.shape[-1]).double().sum(0)
             sums[name] = sums[name] + own if name in sums else own
-        count += len(tapped[0]) if tapped else 0
-    return {name: Sensitivity(rows[name], sums[name], count) for name in features}
+        samples.append(leading(batch))
+    return {name: Sensitivity(rows[name], sums[name], samples) for name in features}

@@ -22,7 +22,7 @@ class RewriteReconstruct(Compensation, Pass):
     Cholesky factorisation per candidate ridge and consumer; one backward more where rows are weighed by gradients.
 
     Attributes:
-        level, target, mode, rows_by, floor, ratios, held_out, rows: see `Compensation`.
+        level, target, mode, rows_by, floor, norms, ratios, held_out, rows: see `Compensation`.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("program", "plan", "data")

@@ -39,6 +39,7 @@ class ScoreReconstruction(ScorePass):
 
     Attributes:
         within: criterion that sets the scale between groups; empty for none.
+        floor: share of its sample's mean weight that every row has at least, where `within` sets the scale.
         ridge: damping of the covariances, as a share of their mean diagonal.
         chunk: share of a group's units that are removed between two updates of the matrices.
         rows: at most so many rows per batch enter a covariance.
@@ -47,6 +48,7 @@ class ScoreReconstruction(ScorePass):
     """
 
     within: str = "trajectory-sketch"
+    floor: float = 0.1
     ridge: float = 1e-2
     chunk: float = 0.02
     rows: int = 4096
@@ -108,12 +110,13 @@ class ScoreReconstruction(ScorePass):
     ) -> None:
         if consumer.node not in layers or layers[consumer.node][0] != consumer:
             return
-        layer, weights = layers[consumer.node][1], seen[consumer.node].rows[batch]
+        layer, own = layers[consumer.node][1], seen[consumer.node]
+        weights = own.weights(batch, self.floor) if self.within else own.rows[batch]
         index = chosen_rows(len(weights), mask, value, self.rows, generator)
         x = layer.inputs_of(value, index).float()
-        own = sums.setdefault(consumer.node, [Moments(x.shape[1] // layer.groups, 0) for _ in range(layer.groups)])
+        blocks = sums.setdefault(consumer.node, [Moments(x.shape[1] // layer.groups, 0) for _ in range(layer.groups)])
         share = len(weights) / max(len(index), 1) if mask is None else 1.0
-        for moments, part in zip(own, x.chunk(layer.groups, 1), strict=True):
+        for moments, part in zip(blocks, x.chunk(layer.groups, 1), strict=True):
             moments.add(part, part[:, :0], weights[index] * share)
 
     def _consumers(
