@@ -149,11 +149,7 @@ def cost(program: Program, plan: Plan | None = None) -> Cost:
 
 def cost_model(program: Program) -> CostModel:
     """The cost polynomials of a program, made on first use and kept with it."""
-    analysis = analyse(program)
-    found = analysis.__dict__.get("_cost_model")
-    if found is None:
-        found = analysis.__dict__["_cost_model"] = _build(analysis)
-    return found
+    return analyse(program).once(_build)
 
 
 def _build(analysis: Analysis) -> CostModel:

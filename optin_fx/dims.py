@@ -34,7 +34,8 @@ class Pin:
     reason: str
     node: str = ""
     source: str = ""
-    code: str = ""  # "normalised": removal is possible but inexact, so a user may opt in
+    code: str = ""
+    """`normalised` (removal changes statistics), `averaged` (see `rules.reduction`): a user may waive it; empty: it holds."""
 
     def __str__(self) -> str:
         place = f" at %{self.node}" if self.node else ""
@@ -89,11 +90,13 @@ def total(terms: Iterable[Axis]) -> Axis:
     return Axis(sum(t.size for t in kept), sum(t.hint for t in kept), "+" if kept else "", kept)
 
 
-def pin(axis: Axis, why: Pin) -> None:
-    """Demand that the axis, and all that it is or will be made of, keeps its extent."""
+def pin(axis: Axis, why: Pin) -> bool:
+    """Demand that the axis, and all that it is or will be made of, keeps its extent; False if it is demanded already."""
     root = axis.root()
-    if not root.pins:  # the first reason is the one that is reported; more would only cost time
-        root.pins.append(why)
+    if any(known.code == why.code for known in root.pins):  # the first reason of each code is enough; more would only cost time
+        return False
+    root.pins.append(why)
+    return True
 
 
 def unify(a: Axis, b: Axis, why: Pin) -> bool:
@@ -197,7 +200,8 @@ def spread(axis: Axis, value: Callable[[Axis], torch.Tensor | None]) -> torch.Te
 
 def _link(child: Axis, parent: Axis) -> None:
     child._parent = parent
-    parent.pins = parent.pins or child.pins
+    for why in child.pins:
+        pin(parent, why)
     parent.roles |= child.roles
     child.parts = []
 
@@ -216,7 +220,8 @@ def _flat(root: Axis, sign: str) -> list[Axis]:
             inner = part.root()
             if inner.sign == sign and inner.pins:
                 for axis in _flat(inner, sign):
-                    pin(axis, inner.pins[0])
+                    for why in inner.pins:
+                        pin(axis, why)
             flat.extend(_flat(inner, sign))
         root.parts = flat
     return list(root.parts)

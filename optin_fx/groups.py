@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from torch import fx
+
 from optin_fx.analysis import Analysis, analyse
 from optin_fx.branches import removable
-from optin_fx.dims import Axis, Pin, leaves
+from optin_fx.dims import Axis, Pin, leaves, terms_of
 from optin_fx.errors import PlanError
 from optin_fx.program import Program
 
@@ -32,6 +34,7 @@ class Group:
         members: (parameter name, dim) of every parameter or buffer dim that it is part of.
         pinned: None, or the reason why its extent must stay.
         removable: True if even the last unit may go: the residual branch that it feeds then disappears.
+        allowed: None, or the reason that would pin it if the program did not allow it (`Program.allowing`).
     """
 
     name: str
@@ -40,9 +43,11 @@ class Group:
     members: tuple[tuple[str, int], ...]
     pinned: str | None = None
     removable: bool = False
+    allowed: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.kind}, {self.extent} units)" + (f", pinned: {self.pinned}" if self.pinned else "")
+        state = f", pinned: {self.pinned}" if self.pinned else f", allowed: {self.allowed}" if self.allowed else ""
+        return f"{self.name} ({self.kind}, {self.extent} units){state}"
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ class Groups:
         blocks = []
         for group in found:
             state = f"must stay: {group.pinned}" if group.pinned else "may shrink; its units go from all of these at once"
+            state += f"; free only because it is allowed: {group.allowed}" if group.allowed else ""
             ties = "\n".join(f"    {name}[{dim}]" for name, dim in group.members)
             blocks.append(f"{group.name}: {group.extent} units of kind {group.kind}, {state}\n{ties}")
         return "\n".join(blocks)
@@ -112,7 +118,7 @@ class Groups:
         free, pinned = self.free, self.pinned
         lines = [f"{len(free)} groups may shrink ({sum(g.extent for g in free):,} units), {len(pinned)} must stay"]
         width = max((len(g.name) for g in free), default=0)
-        lines += [f"  {g.name:<{width}}  {g.extent:>6}  {_members(g)}" for g in free]
+        lines += [f"  {g.name:<{width}}  {g.extent:>6}  {_members(g)}{f'  (allowed: {g.allowed})' if g.allowed else ''}" for g in free]
         if pinned:
             lines.append("must stay")
             for reason, count in Counter(_reason(g) for g in pinned).most_common():
@@ -124,72 +130,88 @@ class Groups:
         return "\n".join(lines)
 
 
-def group(program: Program) -> Groups:
-    """Find the groups of a program by dependency analysis of its graph; no model is run, nothing is changed."""
-    return groups_of(analyse(program))
+def group(program: Program, *, allow: Iterable[str] = ()) -> Groups:
+    """Find the groups of a program by dependency analysis of its graph; no model is run, nothing is changed.
+
+    Args:
+        allow: what would be free in `program.allowing(*allow)`, which is what to score, search and rewrite then.
+    """
+    return groups_of(analyse(program.allowing(*allow) if allow else program))
 
 
 def groups_of(analysis: Analysis) -> Groups:
-    """The groups of an analysis; kept with it, together with the leaf behind each name."""
-    found = analysis.__dict__.get("_groups")
-    if found is None:
-        found = analysis.__dict__["_groups"] = _read_off(analysis)
-    return found
+    """The groups of an analysis."""
+    return analysis.once(_read_off)[0]
 
 
 def leaf_names(analysis: Analysis) -> dict[Axis, str]:
     """The group name of every leaf that is one."""
-    groups_of(analysis)
-    return analysis.__dict__["_leaf_names"]
+    return analysis.once(_read_off)[1]
 
 
-def _read_off(analysis: Analysis) -> Groups:
-    pins = analysis.pinned_leaves()
+def _read_off(analysis: Analysis) -> tuple[Groups, dict[Axis, str]]:
+    pins, allowed = analysis.pinned_leaves(), analysis.allowed_leaves()
     tensors = analysis.program.tensors
-    members: dict[Axis, dict[tuple[str, int], int]] = {}
+    members: dict[Axis, dict[tuple[str, int], None]] = {}
+    paired: set[Axis] = set()
     for node in analysis.program.graph_module.graph.nodes:
         if node.op != "get_attr" or node.name not in analysis.axes:
             continue
         for dim, axis in enumerate(analysis.axes[node.name]):
+            paired |= _paired(axis)
             for leaf in leaves(axis):
                 if leaf.size > 1:
-                    places = members.setdefault(leaf, {})
-                    places[str(node.target), dim] = places.get((str(node.target), dim), 0) + 1
+                    members.setdefault(leaf, {})[str(node.target), dim] = None
     from torch import nn
 
     parameters = {name for name, t in tensors.items() if isinstance(t, nn.Parameter)}
     _refine_roles(analysis, members)
     producers = _producers(analysis)
-    whole = removable(analysis, [leaf for leaf in members if leaf not in pins])
+    whole = removable(analysis, [leaf for leaf in members if leaf not in pins and leaf not in allowed])
     taken: Counter[str] = Counter()
     groups, names = [], {}
     for leaf, places in members.items():
         if leaf not in pins and not any(name in parameters for name, _ in places):
             pins[leaf] = Pin("only buffers have this axis")
         made_by = producers.get(leaf) or [name for name, _ in places]
-        kind = _kind(leaf, twice=max(places.values()) > 1)
+        kind = _kind(leaf, paired=leaf in paired)
         stem = f"{_common_module(made_by)}:{kind}".lstrip(":")
         taken[stem] += 1
         name = stem if taken[stem] == 1 else f"{stem}#{taken[stem]}"
         names[leaf] = name
-        why = pins.get(leaf)
-        text = str(replace(why, source=source_of(analysis, why.node))) if why else None
-        groups.append(Group(name, kind, leaf.size, tuple(places), text, leaf in whole))
-    analysis.__dict__["_leaf_names"] = names
+        reasons = (_reason_in_words(analysis, pins.get(leaf)), _reason_in_words(analysis, allowed.get(leaf)))
+        groups.append(Group(name, kind, leaf.size, tuple(places), reasons[0], leaf in whole, None if reasons[0] else reasons[1]))
     unknown = {op: len(nodes) for op, nodes in analysis.unknown.items()}
-    return Groups(tuple(groups), analysis.program.fingerprint, unknown)
+    return Groups(tuple(groups), analysis.program.fingerprint, unknown), names
 
 
-def _kind(leaf: Axis, *, twice: bool) -> str:
+def _reason_in_words(analysis: Analysis, why: Pin | None) -> str | None:
+    return str(replace(why, source=source_of(analysis, why.node))) if why else None
+
+
+def _paired(axis: Axis) -> set[Axis]:
+    """Leaves of which a concatenation has two and more next to each other: the halves that a rotary embedding turns into each other."""
+    found: set[Axis] = set()
+    stack = [axis.root()]
+    while stack:
+        top = stack.pop()
+        if top.sign == "+":
+            terms = Counter(term.root() for term in terms_of(top))
+            found |= {term for term, count in terms.items() if count > 1 and not term.sign}
+        stack += [part.root() for part in top.parts]
+    return found
+
+
+def _kind(leaf: Axis, *, paired: bool) -> str:
     roles = set(leaf.roles)
     if {"qk-dim", "v-dim"} <= roles:
         roles.add("head-dim")
-    if twice and roles & {"qk-dim", "head-dim"}:
+    if paired and roles & {"qk-dim", "head-dim"}:
         roles.add("rotary-pair")
     return next((role for role in (*_KINDS, *_PLAIN) if role in roles), "extent")
 
 
-def _refine_roles(analysis: Analysis, members: dict[Axis, dict[tuple[str, int], int]]) -> None:
+def _refine_roles(analysis: Analysis, members: dict[Axis, dict[tuple[str, int], None]]) -> None:
     """An attention's head axis that came out as a product is (key-value groups, query heads in a group)."""
     for applied in analysis.applied.values():
         for factor, role in applied.line.roles.items():
@@ -234,15 +256,16 @@ def _common_module(parameters: list[str]) -> str:
 
 def source_of(analysis: Analysis, node_name: str) -> str:
     """The user's source line of a node, `file:line`, from what torch.export recorded."""
-    by_name = analysis.__dict__.get("_by_name")
-    if by_name is None:
-        by_name = analysis.__dict__["_by_name"] = {n.name: n for n in analysis.program.graph_module.graph.nodes}
-    node = by_name.get(node_name)
+    node = analysis.once(_nodes_by_name).get(node_name)
     lines = [t for t in str(node.meta.get("stack_trace") or "").splitlines() if t.strip().startswith("File ")] if node else []
     if not lines:
         return ""
     file, _, rest = lines[-1].strip().removeprefix('File "').partition('", line ')
     return f"{file.rsplit('/', 1)[-1]}:{rest.split(',')[0]}"
+
+
+def _nodes_by_name(analysis: Analysis) -> dict[str, fx.Node]:
+    return {node.name: node for node in analysis.program.graph_module.graph.nodes}
 
 
 def _reason(group: Group) -> str:

@@ -15,7 +15,7 @@ def inline_grad_regions(module: fx.GraphModule) -> fx.GraphModule:
     """Replace `wrap_with_set_grad_enabled(flag, region, *args)`, and `wrap_with_autocast` that is off, by the region's own nodes.
 
     What a `no_grad` region returns is detached, so that training the result sees the gradients that the model defined. A region
-    with autocast on computes in another precision; it stays, and what it touches is pinned.
+    with autocast on casts what its ops read as it runs, which the graph does not show; it stays, and what it touches is pinned.
     """
     while regions := [(node, *region) for node in module.graph.nodes if (region := _region(node))]:
         for node, grad, body, arguments in regions:

@@ -143,13 +143,14 @@ def batch_dim(analysis: Analysis, axes: list[Axis]) -> tuple[int, int] | None:
 
 def consumers_by_node(analysis: Analysis) -> dict[str, list[Consumer]]:
     """Consumers of prunable units, by node."""
-    found = analysis.__dict__.get("_consumers_by_node")
-    if found is None:
-        free = {g.name for g in groups_of(analysis).free}
-        names = leaf_names(analysis)
-        found = analysis.__dict__["_consumers_by_node"] = {}
-        for consumer in analysis.consumers():
-            own = frozenset(leaf for leaf in consumer.leaves if names.get(leaf) in free)
-            if own:
-                found.setdefault(consumer.node, []).append(Consumer(consumer.node, consumer.operand, consumer.dim, own))
+    return analysis.once(_by_node)
+
+
+def _by_node(analysis: Analysis) -> dict[str, list[Consumer]]:
+    free, names = {g.name for g in groups_of(analysis).free}, leaf_names(analysis)
+    found: dict[str, list[Consumer]] = {}
+    for consumer in analysis.consumers():
+        own = frozenset(leaf for leaf in consumer.leaves if names.get(leaf) in free)
+        if own:
+            found.setdefault(consumer.node, []).append(Consumer(consumer.node, consumer.operand, consumer.dim, own))
     return found

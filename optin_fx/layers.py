@@ -46,11 +46,11 @@ class Layer:
 
 def layers_of(program: Program) -> tuple[Layer, ...]:
     """The layers of a program in graph order; kept with its analysis."""
-    analysis = analyse(program)
-    found = analysis.__dict__.get("_layers")
-    if found is None:
-        found = analysis.__dict__["_layers"] = tuple(_find(analysis))
-    return found
+    return analyse(program).once(_all)
+
+
+def _all(analysis: Analysis) -> tuple[Layer, ...]:
+    return tuple(_find(analysis))
 
 
 def chosen_layers(program: Program, patterns: Sequence[str] = (), depth: str = "sum") -> tuple[Layer, ...]:

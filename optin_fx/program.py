@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from optin_fx.attributes import attribute, share_memory_as, unique_storages
 from optin_fx.caches import cache_leaves, register_caches
 from optin_fx.containers import class_names, in_lists, register_by_name, register_containers
-from optin_fx.errors import LoadError, SaveError, TraceError
+from optin_fx.errors import LoadError, PlanError, SaveError, TraceError
 from optin_fx.inline import inline_grad_regions
 from optin_fx.training import switchable
 
@@ -36,7 +36,10 @@ class Program:
         exported: the `torch.export.ExportedProgram`.
         args, kwargs: example inputs, called as the model is. Costs are counted at their sizes.
         provenance: JSON-able facts about how the program came to be (plan, scores, versions).
+        allow: codes of pins that are waived, see `allowing`.
     """
+
+    allow: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -74,6 +77,26 @@ class Program:
         """Run the program without gradients, called as the model is."""
         with torch.no_grad():
             return self.graph_module(*args, **kwargs)
+
+    def allowing(self, *codes: str) -> Program:
+        """This program with some pins waived: what then is free, scored, searched and cut, is inexact or has a price.
+
+        Args:
+            codes: `normalised`: widths that a LayerNorm, GroupNorm or variance looks at. What is cut leaves the statistics, too, so the
+                smaller program is not the masked one, whose statistics count every entry; `verify` says by how much.
+                `averaged`: residual streams under RMSNorm. Exact, since the mean goes on to divide by the dense width; but modules of
+                the user's divide by the width that they find, so they cannot be written back.
+
+        Raises:
+            PlanError: no such code.
+        """
+        unknown = set(codes) - {"normalised", "averaged"}
+        if unknown:
+            raise PlanError(f"nothing is pinned as {sorted(unknown)[0]!r}", fix="allow 'normalised' or 'averaged'")
+        result = Program(self.exported, self.args, self.kwargs, provenance=self.provenance)
+        result.__dict__["graph_module"] = self.graph_module
+        result.allow = frozenset(codes)
+        return result
 
     # -- facts ---------------------------------------------------------------------------------------------------
 

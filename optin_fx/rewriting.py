@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from optin_fx.analysis import Applied, Consumer, flat_outputs
+from optin_fx.analysis import NORMALISED, flat_outputs
+from optin_fx.applied import Applied, Consumer
 from optin_fx.arguments import read, write
 from optin_fx.attributes import assign, attribute, from_memory_order, in_memory_order, storage_key
 from optin_fx.branches import remove_branches
-from optin_fx.dims import SYMBOLIC, positions, spread
+from optin_fx.dims import Axis, leaves, positions, spread
 from optin_fx.plan import Cut, Plan, resolve
 from optin_fx.program import Program
 from optin_fx.retrace import retrace
-from optin_fx.rulebook import Resized
+from optin_fx.rulebook import TIMES, Resized
 from optin_fx.rules.shaping import Scaled
 
 
@@ -84,8 +85,13 @@ def slice_graph(program: Program, cut: Cut, *, copied: bool = False) -> fx.Graph
     return module
 
 
-def mask_graph(program: Program, cut: Cut) -> fx.GraphModule:
-    """A copy of the program's graph that zeroes the units that a cut removes, wherever they are consumed."""
+def mask_graph(program: Program, cut: Cut, *, statistics_of_kept: bool = False) -> fx.GraphModule:
+    """A copy of the program's graph that zeroes the units that a cut removes, wherever they are consumed.
+
+    Args:
+        statistics_of_kept: norms over a width that the program allows to be cut (`Program.allowing`) see the units that stay only, as they
+            do when it is cut; else their statistics count all.
+    """
     module = editable(program)
     nodes = {node.name: node for node in module.graph.nodes}
     count = 0
@@ -110,6 +116,8 @@ def mask_graph(program: Program, cut: Cut) -> fx.GraphModule:
             times.meta["val"] = value
         _set_argument(node, operand.name, operand.index, times)
     _narrow_state(module, cut)
+    if statistics_of_kept:
+        narrow_statistics(module, cut)
     module.graph.lint()
     module.recompile()
     return module
@@ -121,19 +129,47 @@ def consumed(cut: Cut, consumer: Consumer) -> torch.Tensor | None:
     return spread(axis, lambda leaf: cut.mask(leaf) if leaf in consumer.leaves else None)
 
 
+def narrow_statistics(module: fx.GraphModule, cut: Cut) -> None:
+    """Let every norm over a width that is cut read its kept entries only; at removed ones its result says nothing, and is not read."""
+    nodes = {node.name: node for node in module.graph.nodes}
+    for name, applied in cut.analysis.applied.items():
+        below = {leaf for factor in applied.line.pinned if factor in applied.factors for leaf in leaves(applied.factors[factor])}
+        only = Cut(cut.analysis, {leaf: kept for leaf, kept in cut.kept.items() if leaf in below})
+        if applied.line.code != NORMALISED or not only.kept:
+            continue
+        node = nodes[name]
+        for operand in applied.call.operands:
+            narrow = _selected(module, node, _argument(node, operand.name, operand.index), cut.analysis.axes[operand.node.name], only)
+            _set_argument(node, operand.name, operand.index, narrow)
+        _resize(nodes, node, applied, only, cut.analysis.axes[name])
+        users = list(node.users)
+        wide = _selected(module, node.next, node, cut.analysis.axes[name], only, back=True)
+        for user in users:
+            user.replace_input_with(node, wide)
+
+
+def _selected(module: fx.GraphModule, before: fx.Node, value: fx.Node, axes: list[Axis], cut: Cut, *, back: bool = False) -> fx.Node:
+    """A node for the kept positions of a value's dims; with `back`, for a value of the full size again, made from the kept positions."""
+    for dim, axis in enumerate(axes):
+        kept = positions(axis, cut.units)
+        if kept is None:
+            continue
+        if back:
+            kept = torch.zeros(axis.root().size, dtype=torch.long).index_copy_(0, kept, torch.arange(len(kept)))
+        module.register_buffer(name := f"_kept_{len(list(module.buffers()))}", kept)
+        with module.graph.inserting_before(before):
+            value = module.graph.call_function(torch.ops.aten.index_select.default, (value, dim, module.graph.get_attr(name)))
+    return value
+
+
 def _narrow_state(module: fx.GraphModule, cut: Cut) -> None:
     """A returned cache has no consumer at which a unit could be zeroed, so a masked program, too, hands out the kept units only."""
     end = next(node for node in module.graph.nodes if node.op == "output")
     flat = list(flat_outputs(end))
     for place in cut.analysis.program.state_outputs:
-        for dim, axis in enumerate(cut.analysis.axes.get(getattr(flat[place], "name", ""), ())):
-            kept = None if axis.root().size >= SYMBOLIC else positions(axis, cut.units)
-            if kept is None:
-                continue
-            module.register_buffer(name := f"_state_{place}_{dim}", kept)
-            with module.graph.inserting_before(end):
-                index = module.graph.get_attr(name)
-                flat[place] = module.graph.call_function(torch.ops.aten.index_select.default, (flat[place], dim, index))
+        axes = cut.analysis.axes.get(getattr(flat[place], "name", ""))
+        if axes is not None:
+            flat[place] = _selected(module, end, flat[place], axes, cut)
     if flat != list(flat_outputs(end)):
         end.args = (type(end.args[0])(flat),)
 
@@ -184,6 +220,12 @@ def _resize(nodes: dict[str, fx.Node], node: fx.Node, applied: Applied, cut: Cut
         return
     factors = {name: cut.size(axis) for name, axis in applied.factors.items()}
     changes = dict(applied.rule.resize(call, Resized(operands, results, factors)) or {})
+    times = changes.pop(TIMES, None)
+    if times is not None:  # the node keeps its name for the value that users of it read
+        with node.graph.inserting_before(node):
+            unscaled = node.graph.node_copy(node)
+        node.target, node.args, node.kwargs = torch.ops.aten.mul.Tensor, (unscaled, times), {}
+        node = unscaled
     target = changes.pop("op", None)
     if target is not None:
         node.target = target

@@ -22,7 +22,7 @@ An op whose mapping depends on its arguments computes its line from the `Call`. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
@@ -35,6 +35,9 @@ from torch._ops import OpOverload, OpOverloadPacket
 from optin_fx.errors import RuleError
 
 ELLIPSIS = "..."
+
+TIMES = "*"
+"""Key of a resize function's answer: multiply the result by this number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,8 @@ class Line:
         macs: products of factors whose sum is the op's multiply-accumulates, e.g. `("b h q k d", "b h q k e")`.
         drop: left-only factors are dropped (a slice), not summed.
         roles: factor name to the kind of unit that it makes (`head`, `filter`, ...).
-        code: pin class, "" for semantics, "normalised" where removal is possible but inexact.
+        summed: factors that pass and are summed over as well (the statistics of a norm), so that removed units are zeroed on the way in.
+        code: of the pins that `!` makes: "" for semantics, or what a user may waive (`dims.Pin`).
     """
 
     operands: tuple[tuple[Term, ...] | None, ...]
@@ -80,6 +84,7 @@ class Line:
     drop: bool = False
     roles: Mapping[str, str] = field(default_factory=dict)
     code: str = ""
+    summed: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         sides = (", ".join("_" if dims is None else " ".join(map(str, dims)) for dims in side) for side in (self.operands, self.results))
@@ -95,6 +100,7 @@ def line(
     drop: bool = False,
     roles: Mapping[str, str] | None = None,
     code: str = "",
+    summed: Iterable[str] = (),
 ) -> Line:
     """Parse a rule line. See the module's text for the notation and `Line` for the options.
 
@@ -104,7 +110,7 @@ def line(
     operands, results, pinned = _parse(text)
     terms = (macs,) if isinstance(macs, str) else macs
     products = tuple(tuple(t.split()) for t in terms)
-    return Line(operands, results, pinned, sizes or {}, why, products, drop, roles or {}, code)
+    return Line(operands, results, pinned, sizes or {}, why, products, drop, roles or {}, code, frozenset(summed))
 
 
 @lru_cache(maxsize=4096)

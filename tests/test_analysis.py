@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import optin_fx as ofx
-from optin_fx.analysis import Analysis, _prime, analyse
+from optin_fx.analysis import Analysis, analyse
 from optin_fx.dims import SYMBOLIC
+from optin_fx.sizes import _prime
 
 
 class Net(nn.Module):

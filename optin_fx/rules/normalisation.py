@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
 
-from optin_fx.rulebook import Call, Line, Resized, line, rule
+from optin_fx.rulebook import TIMES, Call, Line, Resized, line, rule
 
 aten = torch.ops.aten
 
@@ -19,7 +20,29 @@ def _shape_follows(call: Call, new: Resized) -> Mapping[str, Any]:
     return {"normalized_shape": list(new.operands[0][-n:])} if new.operands[0][-n:] != call.operands[0].shape[-n:] else {}
 
 
-@rule(aten.layer_norm.default, aten.rms_norm.default, aten.native_layer_norm.default, resize=_shape_follows)
+def _mean_square_stays(call: Call, new: Resized) -> Mapping[str, Any]:
+    """`x / sqrt(sum(x^2) / n + eps)` with the dense n, by an op that divides by the m that are left: eps n/m, then times sqrt(n/m)."""
+    changes = dict(_shape_follows(call, new))
+    if changes:
+        n = len(call["normalized_shape"])
+        ratio = prod(call.operands[0].shape[-n:]) / prod(new.operands[0][-n:])
+        eps = call["eps"]
+        if eps is None:
+            eps = torch.finfo(call.operands[0].node.meta["val"].dtype).eps
+        changes |= {"eps": eps * ratio, TIMES: ratio**0.5}
+    return changes
+
+
+@rule(aten.rms_norm.default, resize=_mean_square_stays)
+def rms_norm(call: Call) -> Line:
+    """As a mean of squares (see `rules.reduction.mean`): exact with the dense divisor, on residual streams only if allowed."""
+    n = len(call["normalized_shape"])
+    dims = " ".join(f"c{i}!" for i in range(n))
+    text = f"... {dims}{f', {dims}' * (len(call.operands) - 1)} -> ... {dims}"
+    return line(text, why=f"{WHY} (rms_norm)", code="averaged", summed=[f"c{i}" for i in range(n)])
+
+
+@rule(aten.layer_norm.default, aten.native_layer_norm.default, resize=_shape_follows)
 def layer_norm(call: Call) -> Line:
     """Statistics over the last dims; weight and bias have those dims."""
     n = len(call["normalized_shape"])
@@ -30,11 +53,11 @@ def layer_norm(call: Call) -> Line:
 
 
 @rule(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
-def batch_norm(call: Call) -> Line | None:
+def batch_norm(call: Call) -> Line:
     """Per channel (dim 1), with stored statistics in eval and its own in training: exact either way."""
     affine = ", c" * (len(call.operands) - 1)
-    if len(call.results) > 1:
-        return None
+    if call.op is aten._native_batch_norm_legit_no_training.default:  # the statistics that it hands back are empty
+        return line(f"b c ...{affine} -> b c ..., m!, v!", why="statistics of a batch")
     if not call.arguments.get("training"):
         return line(f"b c ...{affine} -> b c ...")
     places = _places(call)
@@ -83,6 +106,15 @@ def along_dim(call: Call) -> Line:
     names = [f"n{i}" for i in range(len(call.operands[0].shape))]
     left = " ".join(n + ("!" if i == dim else "") for i, n in enumerate(names))
     return line(f"{left} -> {' '.join(names)}", why=f"a {call.op.overloadpacket.__name__.strip('_')} over it")
+
+
+@rule(aten.diff.default)
+def differences(call: Call) -> Line:
+    """Neighbours along one dim, with what is put before and after them."""
+    dim = call.dim(call["dim"])
+    names = [f"n{i}" for i in range(len(call.operands[0].shape))]
+    sides = [" ".join(f"x{k}!" if i == dim else n for i, n in enumerate(names)) for k in range(len(call.operands) + 1)]
+    return line(f"{', '.join(sides[:-1])} -> {sides[-1]}", why="differences of neighbours along it", drop=True)
 
 
 @rule(aten.glu.default)

@@ -1,10 +1,15 @@
-"""Reductions. A sum contracts; a mean, a maximum or a norm changes when an entry goes, so it pins what it reduces."""
+"""Reductions. A sum contracts, and so does a p-norm; a mean does when it goes on to divide by the dense extent. A maximum, a variance
+or a position changes when an entry goes, so it pins what it reduces."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
 import torch
 
-from optin_fx.rulebook import Call, Line, line, rule
+from optin_fx.rulebook import TIMES, Call, Line, Resized, line, rule
 
 aten = torch.ops.aten
 
@@ -19,6 +24,31 @@ def _reduced(call: Call) -> tuple[list[str], list[str], list[str]]:
     return names, out, [names[i] for i in dims]
 
 
+def _divisor_stays(call: Call, new: Resized) -> Mapping[str, Any]:
+    """A mean over fewer entries is multiplied back to what dividing by the dense number of entries gives."""
+    dims = call.dims(call.arguments.get("dim"))
+    before, after = (prod(shape[d] for d in dims) for shape in (call.operands[0].shape, new.operands[0]))
+    return {TIMES: after / before} if before != after else {}
+
+
+@rule(aten.mean.dim, aten.mean.default, resize=_divisor_stays)
+def mean(call: Call) -> Line:
+    """The sum over the dense number of entries: a removed unit adds nothing, as a zero would. Residual streams stay unless allowed."""
+    names, out, over = _reduced(call)
+    left = " ".join(f"{n}!" if n in over else n for n in names)
+    return line(f"{left} -> {' '.join(out)}", why="a mean over it", code="averaged")
+
+
+@rule(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim)
+def length(call: Call) -> Line:
+    """A p-norm: entries of zero add nothing to it, if p is above zero."""
+    names, out, over = _reduced(call)
+    power = call.arguments.get("ord", call.arguments.get("p", 2))
+    if power is None or (isinstance(power, (int, float)) and power > 0):
+        return line(f"{' '.join(names)} -> {' '.join(out)}")
+    return line(f"{' '.join(n + '!' if n in over else n for n in names)} -> {' '.join(out)}", why="a norm over it", drop=True)
+
+
 @rule(aten.sum.dim_IntList, aten.sum.default)
 def total(call: Call) -> Line:
     """The reduced axes are contracted: a removed unit adds nothing, as a zero would."""
@@ -27,8 +57,6 @@ def total(call: Call) -> Line:
 
 
 @rule(
-    aten.mean.dim,
-    aten.mean.default,
     aten.var.correction,
     aten.var.dim,
     aten.std.correction,
@@ -44,8 +72,6 @@ def total(call: Call) -> Line:
     aten.prod.dim_int,
     aten.prod.default,
     aten.logsumexp.default,
-    aten.norm.ScalarOpt_dim,
-    aten.linalg_vector_norm.default,
     aten.argmax.default,
     aten.argmin.default,
     aten.any.default,
@@ -58,10 +84,12 @@ def statistic(call: Call) -> Line:
     """All entries count, also how many there are."""
     names, out, over = _reduced(call)
     left = " ".join(f"{n}!" if n in over else n for n in names)
+    name = call.op.overloadpacket.__name__
     return line(
         f"{left} -> " + ", ".join([" ".join(out)] * len(call.results)),
-        why=f"a {call.op.overloadpacket.__name__.replace('linalg_', '').replace('_', ' ')} over it",
+        why=f"a {name.replace('_', ' ')} over it",
         drop=True,
+        code="normalised" if name.startswith(("var", "std")) else "",
     )
 
 

@@ -304,6 +304,15 @@ def private_softmax(draw: Draw) -> Sample:
     return [draw.tensor(*shape), draw.dim(len(shape)), False], {}
 
 
+@sample(aten.diff.default)
+def differences(draw: Draw) -> Sample:
+    shape = draw.shape(1, 3)
+    dim = draw.dim(len(shape))
+    shape[dim] += 1
+    more = [draw.tensor(*shape) if draw.flag() else None for _ in range(2)]
+    return [draw.tensor(*shape), 1, dim, *more], {}
+
+
 @sample(aten.cumsum.default, aten.cumprod.default, aten.logcumsumexp.default, aten.cummax.default, aten.cummin.default)
 def running(draw: Draw) -> Sample:
     shape = draw.shape()

@@ -73,6 +73,9 @@ class OneOp:
     node: str
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    allow: frozenset[str] = frozenset({"averaged"})
+    state_outputs: frozenset[int] = frozenset()
+    state_inputs: frozenset[str] = frozenset()
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -58,9 +58,9 @@ class WeightNorm(Hidden):
         return self.b(x).relu()
 
 
-@pattern(image, {"b.weight:0": "free", "a.weight:0": "pinned"})
+@pattern(image, {"b.weight:0": "free", "a.weight:0": "free"})
 class WeightStandardised(ConvHidden):
-    """A weight made zero-mean per output filter before use: inputs see each other there."""
+    """A weight made zero-mean per output filter before use: the mean goes on to divide by the dense number of inputs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -20,9 +20,9 @@ class SumOverChannels(Hidden):
         return self.out(self.a(x).relu()) + self.b(x).relu().sum(-1, keepdim=True)
 
 
-@pattern(rows, {"a.weight:0": "pinned"})
+@pattern(rows, {"a.weight:0": "free"})
 class MeanOverChannels(nn.Module):
-    """The mean divides by the width, which would change: to stay."""
+    """The mean goes on to divide by the dense width."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class MeanOverTokens(Hidden):
         return x.relu().mean(1)
 
 
-@pattern(rows, {"a.weight:0": "pinned"})
+@pattern(rows, {"a.weight:0": "free"})
 class Distance(nn.Module):
     """A Euclidean distance to prototypes: the norm of a difference over channels."""
 

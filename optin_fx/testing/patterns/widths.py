@@ -109,9 +109,9 @@ class Softmax(Hidden):
         return x.softmax(-1)
 
 
-@pattern(rows, {"a.weight:0": "pinned"})
+@pattern(rows, {"a.weight:0": "free"})
 class Normalize(Hidden):
-    """Unit length over channels."""
+    """Unit length over channels: what is zero adds nothing to a length."""
 
     def between(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=-1)
