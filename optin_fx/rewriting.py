@@ -156,7 +156,7 @@ def _selected(module: fx.GraphModule, before: fx.Node, value: fx.Node, axes: lis
             continue
         if back:
             kept = torch.zeros(axis.root().size, dtype=torch.long).index_copy_(0, kept, torch.arange(len(kept)))
-        module.register_buffer(name := f"_kept_{len(list(module.buffers()))}", kept)
+        module.register_buffer(name := f"_kept_{len(module._buffers)}", kept)
         with module.graph.inserting_before(before):
             value = module.graph.call_function(torch.ops.aten.index_select.default, (value, dim, module.graph.get_attr(name)))
     return value

@@ -58,6 +58,15 @@ def test_the_cache_is_the_kept_slice(program: ofx.Program, tmp_path: Path) -> No
     assert torch.equal(back(input_ids=IDS).logits, small(input_ids=IDS).logits)
 
 
+def test_every_layer_is_cut_in_its_own_way() -> None:
+    """Keys and values of many layers, some of which keep the same units."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_layer=4, n_embd=24, n_head=6, vocab_size=50, n_positions=16)
+    program = ofx.trace(transformers.GPT2LMHeadModel(config), (), {"input_ids": IDS})
+    for seed in range(4):
+        assert ofx.verify(program, ofx.random_plan(program, 0.5, seed=seed), strict=True)
+
+
 def test_a_cut_module_generates_with_its_narrow_cache(llama: torch.nn.Module, program: ofx.Program) -> None:
     """With the cache and without it the same tokens come out: what the module keeps between calls fits what it reads."""
     import copy
