@@ -12,7 +12,7 @@ import pytest
 import torch
 from quality.cells import Cell, Result, Store
 from quality.lines import METHODS
-from quality.methods import Method, available, spelled
+from quality.methods import Method, available, settings, still_mean
 from quality.page import Line, behind, shown, task_table
 from quality.sweeps import SWEEPS
 from quality.workbench import Workbench
@@ -98,13 +98,19 @@ def test_an_unreachable_budget_is_refused_and_not_kept(bench: Workbench) -> None
     assert list(bench.store) == []
 
 
-def test_the_key_knows_defaults(bench: Workbench) -> None:
-    """A default that changes must not give an old cell a new meaning."""
-    cell = bench.cell(REFIT, 50)
-    for option in ("min_keep=0.05", "target=", "draws=", "seed=0", "budget=flops <= 50%"):
-        assert option in cell.pipeline
-    assert cell.key != replace(cell, samples=64).key
-    assert bench.cell(REFIT, 50).key == cell.key
+def test_a_changed_default_makes_a_cell_stale(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must not give an old cell a new meaning, though the text form of the pipeline is the same."""
+    bench.run(REFIT, 50)
+    assert bench.find(REFIT, 50) is not None
+    assert bench.find(REFIT, 40) is None
+    assert replace(bench, samples=64).find(REFIT, 50) is None
+    found = bench.store.read(bench.cell(REFIT, 50))
+    assert found is not None
+    stored = found.facts["settings"]
+    passes = bench.passes(REFIT, 50)
+    assert still_mean(stored, passes)
+    assert still_mean([{k: v for k, v in one.items() if k != "rows"} for one in stored], passes)  # an option that came later
+    assert not still_mean([{**one, "min_keep": "0.5"} if one["pass"] == "search-rank" else one for one in stored], passes)
 
 
 def test_uniform_width(bench: Workbench) -> None:
@@ -137,9 +143,11 @@ def test_missing_passes_are_named() -> None:
     assert missing == {"dream": "there is no pass called 'score-dreams'"}
 
 
-def test_spelled() -> None:
-    assert spelled(find_pass("score-random{seed=3}")) == "score-random{seed=3}"
-    assert "p=2" in spelled(find_pass("score-magnitude"))
+def test_settings_show_defaults() -> None:
+    (shown,) = settings([find_pass("score-random{seed=3}")])
+    assert shown["pass"] == "score-random"
+    assert shown["seed"] == "3"
+    assert settings([find_pass("score-magnitude")])[0]["p"] == "2"
 
 
 # -- tables --------------------------------------------------------------------------------------------------------------

@@ -48,5 +48,5 @@ def _table(sweep: Sweep, benches: dict[str, list[Workbench]]) -> str:
 
 
 def _results(method: Method, name: str, benches: list[Workbench]) -> list[Result]:
-    found = [bench.store.read(bench.cell(method, BUDGET[name])) for bench in benches]
+    found = [bench.find(method, BUDGET[name]) for bench in benches]
     return [result for result in found if result is not None]

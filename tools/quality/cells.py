@@ -22,7 +22,7 @@ class Cell:
 
     Attributes:
         task, checkpoint: the task's name, and the SHA-256 of its weights ("published" where it has no checkpoint).
-        pipeline: all passes, with every option spelled out; they hold budget and seed too.
+        pipeline: the passes as text, which shows options that are not at their defaults; budget and seed are among them.
         budget: percent of the dense FLOPs.
         seed: of the calibration draw, and of all passes that have one.
         samples: calibration inputs.
@@ -51,7 +51,7 @@ class Result:
         metrics: the task's metrics of the smaller program.
         shares: flops and params of the smaller program, counted on it, as shares of the dense one's.
         seconds: wall time by stage (score, search, rewrite, evaluate) on one thread; a score that another cell made counts as in that cell.
-        facts: further JSON-able facts (kept units by group, git commit).
+        facts: further JSON-able facts (all options of the passes, kept units by group, git commit).
     """
 
     cell: Cell

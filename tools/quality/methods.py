@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -49,9 +50,21 @@ def available(methods: tuple[Method, ...]) -> tuple[tuple[Method, ...], dict[str
     return tuple(found), missing
 
 
-def spelled(step: Pass) -> str:
-    """A pass with all of its options, also those at their defaults: defaults may change, results must not move under a name."""
-    return f"{step.name()}{{{', '.join(f'{option.name}={getattr(step, option.name)}' for option in fields(step))}}}"
+Settings = list[dict[str, str]]
+
+
+def settings(steps: Iterable[Pass]) -> Settings:
+    """Every option of every pass, also those at their defaults, as JSON-able text."""
+    return [{"pass": step.name(), **{option.name: repr(getattr(step, option.name)) for option in fields(step)}} for step in steps]
+
+
+def still_mean(stored: Settings, steps: Iterable[Pass]) -> bool:
+    """Whether results under the stored settings are results of these passes, which have the same text form.
+
+    A default that was changed since, or an option that is gone, makes them others'; an option that came later does not, as its default
+    is what was done before.
+    """
+    return all(old.items() <= new.items() for old, new in zip(stored, settings(steps), strict=True))
 
 
 def _with(step: Pass, **options: Any) -> Pass:

@@ -63,15 +63,14 @@ def write(store: Store, page: Path) -> Path:
 
 def lines_of(name: str, store: Store) -> list[Line]:
     """The lines of a task that have any cell: those of today's options only, whatever else is in the store."""
-    there: dict[str, Result] = {result.cell.key: result for result in store if result.cell.task == name}
-    seeds = sorted({result.cell.seed for result in there.values()})
+    seeds = sorted({result.cell.seed for result in store if result.cell.task == name})
     found = []
     for method in available(METHODS)[0]:
         cells: dict[float, list[Result]] = defaultdict(list)
         for seed in seeds:
             bench = Workbench(task(name), seed, SAMPLES[name], store)
             for budget in BUDGETS[name]:
-                if (result := there.get(bench.cell(method, budget).key)) is not None:
+                if (result := bench.find(method, budget)) is not None:
                     cells[budget].append(result)
         if cells:
             found.append(Line(method.name, method.peer, cells))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tasks import Batch as Inputs
 from tasks import Labels, Task
@@ -18,7 +19,7 @@ from optin_fx.data import Batch
 from optin_fx.pipeline import Pass, Pipeline, ScorePass, State
 
 from .cells import Cell, Result, Store, checkpoint, fingerprint
-from .methods import Method, spelled
+from .methods import Method, settings, still_mean
 
 
 @dataclass
@@ -53,10 +54,19 @@ class Workbench:
         labels = self.task.labels(self.samples, self.seed)
         return [_batch(one, labels[i] if labels else None) for i, one in enumerate(inputs)]
 
+    def passes(self, method: Method, budget: float) -> tuple[Pass, ...]:
+        """The passes of a method at a budget, in percent of the dense FLOPs."""
+        return method.passes(f"flops <= {budget:g}%", self.seed, self.task.name)
+
     def cell(self, method: Method, budget: float) -> Cell:
-        """What identifies the result of a method at a budget, in percent of the dense FLOPs."""
-        pipeline = " | ".join(map(spelled, method.passes(f"flops <= {budget:g}%", self.seed, self.task.name)))
+        """What identifies the result of a method at a budget."""
+        pipeline = " | ".join(map(str, self.passes(method, budget)))
         return Cell(self.task.name, checkpoint(self.task.name), pipeline, budget, self.seed, self.samples)
+
+    def find(self, method: Method, budget: float) -> Result | None:
+        """The cell of a method at a budget, if it was computed with the options that the method has today."""
+        found = self.store.read(self.cell(method, budget))
+        return found if found is not None and still_mean(found.facts["settings"], self.passes(method, budget)) else None
 
     def run(self, method: Method, budget: float) -> Result:
         """The cell of a method at a budget: computed now, or read if it was before.
@@ -64,35 +74,33 @@ class Workbench:
         Raises:
             OptinError: the method cannot meet the budget, or not run on this task.
         """
-        cell = self.cell(method, budget)
-        found = self.store.read(cell)
+        found = self.find(method, budget)
         if found is None:
-            found = self._compute(method, budget, cell)
+            found = self._compute(method, budget)
             self.store.write(found)
         return found
 
-    def _compute(self, method: Method, budget: float, cell: Cell) -> Result:
+    def _compute(self, method: Method, budget: float) -> Result:
         self.clock = {}
-        first, *rest = method.passes(f"flops <= {budget:g}%", self.seed, self.task.name)
+        steps = list(self.passes(method, budget))
+        facts: dict[str, Any] = {"settings": settings(steps), "commit": commit()}
         state = State(self.dense, self.batches)
-        if isinstance(first, ScorePass):
-            state = replace(state, scores=self.scores(first))
-        else:
-            rest = [first, *rest]
-        state = Pipeline(tuple(rest), (self._log,)).run(state)
+        if isinstance(steps[0], ScorePass):
+            state = replace(state, scores=self.scores(steps.pop(0)))
+        state = Pipeline(tuple(steps), (self._log,)).run(state)
         assert state.small is not None
         small = state.small
         with self.timed("evaluate"):
             metrics = self.task.evaluate(small)
         before, after = ofx.cost(self.dense), ofx.cost(small)
         shares = {name: getattr(after, name) / getattr(before, name) for name in ("flops", "params")}
-        kept = {} if state.plan is None else {name: len(units) for name, units in state.plan.kept.items()}
-        return Result(cell, metrics, shares, {k: round(v, 2) for k, v in self.clock.items()}, {"kept": kept, "commit": commit()})
+        if state.plan is not None:
+            facts["kept"] = {name: len(units) for name, units in state.plan.kept.items()}
+        return Result(self.cell(method, budget), metrics, shares, {k: round(v, 2) for k, v in self.clock.items()}, facts)
 
-    def scores(self, step: ScorePass) -> ofx.Scores:
+    def scores(self, step: Pass) -> ofx.Scores:
         """The scores of a pass: the same for all budgets and all that follows, so made once and kept."""
-        facts = (self.task.name, checkpoint(self.task.name), spelled(step), self.seed, self.samples)
-        path = self.store.scores(fingerprint(facts))
+        path = self.store.scores(fingerprint((self.task.name, checkpoint(self.task.name), settings([step]), self.seed, self.samples)))
         if not path.exists():
             start = time.perf_counter()
             made = Pipeline((step,)).run(State(self.dense, self.batches)).scores
