@@ -77,6 +77,7 @@ def slice_graph(program: Program, cut: Cut, *, copied: bool = False) -> fx.Graph
     for node in list(nodes.values()):
         if node.name in analysis.applied:
             _resize(nodes, node, analysis.applied[node.name], cut, analysis.axes[node.name])
+    _views_may_copy(module)
     empty = {leaf for leaf, kept in cut.kept.items() if len(kept) == 0}
     if empty:
         remove_branches(module, analysis, empty)
@@ -160,6 +161,18 @@ def _selected(module: fx.GraphModule, before: fx.Node, value: fx.Node, axes: lis
         with module.graph.inserting_before(before):
             value = module.graph.call_function(torch.ops.aten.index_select.default, (value, dim, module.graph.get_attr(name)))
     return value
+
+
+def _views_may_copy(module: fx.GraphModule) -> None:
+    """Views become reshapes, which copy only where a view is impossible.
+
+    Where an extent shrinks to one, or an attention kernel is another one for other widths, a tensor lies in memory otherwise than in the
+    dense program, and what was a view there need not be one here.
+    """
+    for node in module.graph.nodes:
+        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+            node.args, node.kwargs = (*node.args, *node.kwargs.values()), {}
+            node.target = torch.ops.aten.reshape.default
 
 
 def _narrow_state(module: fx.GraphModule, cut: Cut) -> None:
