@@ -102,6 +102,35 @@ def test_cost(cli: Callable[..., Said]) -> None:
     assert f"{facts['params']:,}" in cli("cost", NET).out
 
 
+def test_scores_are_printed_compared_and_noted_on_the_graph(cli: Callable[..., Said], tmp_path: Path) -> None:
+    assert cli("score", NET, "--score", "magnitude", "--out", "a.safetensors").code == 0
+    assert cli("score", NET, "--score", "wanda", "--data", DATA, "--out", "b.safetensors", "--annotate", "noted.pt2").code == 0
+    assert "score-magnitude for program" in cli("score", "--print", "a.safetensors").out
+    noted = cli("score", "--print", "noted.pt2")
+    assert "%linear_1" in noted.out
+    assert "by score-wanda" in noted.out
+    assert set(cli("score", "--print", "noted.pt2", "--json").json()) == {"linear_1", "linear_2"}
+    same = cli("score", "--compare", "a.safetensors", "a.safetensors", "--json").json()
+    assert same["overall"]["spearman"] == pytest.approx(1.0)
+    other = cli("score", "--compare", "a.safetensors", "b.safetensors", "--plot", "ab.png")
+    assert "all together" in other.out
+    assert (tmp_path / "ab.png").read_bytes()[:4] == b"\x89PNG"
+    assert cli("score", "--compare", "a.safetensors", "none.safetensors").code == 2
+
+
+def test_layers_are_listed(cli: Callable[..., Said]) -> None:
+    said = cli("score", NET, "--show-layers")
+    assert [line.split()[0] for line in said.out.splitlines()] == ["layer", "linear", "linear_1", "linear_2"]
+    assert [fact["groups_before"] for fact in cli("score", NET, "--show-layers", "--json").json()] == [0, 1, 2]
+
+
+def test_score_wants_a_model_and_enough_data(cli: Callable[..., Said]) -> None:
+    assert "give a MODEL, or --compare A B, or --print FILE" in cli("score").err
+    said = cli("score", NET, "--score", "wanda", "--data", DATA, "--samples", "65")
+    assert said.code == 2
+    assert "the calibration data runs out after 64 samples" in said.err
+
+
 def test_score_to_a_file_and_search_from_it(cli: Callable[..., Said]) -> None:
     said = cli("score", NET, "--score", "magnitude", "--data", DATA, "--out", "new/scores.safetensors", "--json")
     assert said.code == 0, said.err

@@ -3,7 +3,7 @@
     python tools/study_sketch.py [--write] [--tasks reviews mnist-vit photos] [--units 60] [--samples 64] [--seeds 3]
 
 The reference is the exact criterion (`trajectory{depth=mean}`) on the first samples of each task's calibration data, for units drawn
-evenly from all groups; the sketch scores every unit. Spearman's rank correlation and the agreement on the better half are over the drawn units.
+evenly from all groups; the sketch scores every unit. Spearman's rank correlation and the agreement on the better half are over these.
 `--write` writes docs/results/sketch.md and its picture.
 """
 
