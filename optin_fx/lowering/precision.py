@@ -8,7 +8,6 @@ with an explicit dtype) therefore stay float32. Inputs and outputs keep their dt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.utils import _pytree as pytree
 from optin_fx.attributes import attribute
 from optin_fx.errors import LoweringError
 from optin_fx.lowering.fold import fold_batch_norm
+from optin_fx.lowering.reexport import reexported
 from optin_fx.program import Program
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -38,10 +38,8 @@ def in_precision(program: Program, precision: str) -> Program:
         return program
     module = program.exported.module(check_guards=False)
     fold_batch_norm(module)
-    args, kwargs = _traceable_inputs(program)
-    shapes = _dynamic_shapes(program, args, kwargs)
     try:
-        exported = torch.export.export(_Half(module, dtype, program), args, kwargs, dynamic_shapes=shapes, strict=False)
+        exported = reexported(_Half(module, dtype, program), program)
     except Exception as error:  # torch.export raises many types; all mean "refused", and the reason is passed on
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise LoweringError(
@@ -105,38 +103,3 @@ class _HalfInterpreter(fx.Interpreter):
 
 def _to(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, torch.Tensor) and value.dtype in WIDE else value
-
-
-def _traceable_inputs(program: Program) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Example inputs whose dynamic dims are at least two: torch.export would bake in a one."""
-    shapes = _symbolic(program)
-    leaves, spec = pytree.tree_flatten((program.args, program.kwargs))
-    for index, (value, dims) in enumerate(zip(leaves, shapes, strict=True)):
-        for dim in dims:
-            if value.shape[dim] == 1:
-                value = torch.cat([value, value], dim)
-        leaves[index] = value
-    args, kwargs = pytree.tree_unflatten(leaves, spec)
-    return args, kwargs
-
-
-def _dynamic_shapes(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
-    marks = [
-        dict.fromkeys(dims, torch.export.Dim.AUTO) if isinstance(value, torch.Tensor) else None
-        for value, dims in zip(leaves, _symbolic(program), strict=True)
-    ]
-    shaped_args, shaped_kwargs = pytree.tree_unflatten(marks, spec)
-    # `_Half.forward(*args, **kwargs)` has two parameters of its own, and torch wants no key for an empty one
-    named = {"args": shaped_args, "kwargs": shaped_kwargs}
-    return {name: shapes for name, shapes in named.items() if shapes}
-
-
-def _symbolic(program: Program) -> list[list[int]]:
-    values = {node.name: node.meta.get("val") for node in program.exported.graph.nodes}
-    found = []
-    for name in program.exported.graph_signature.user_inputs:
-        value = values.get(name) if isinstance(name, str) else None
-        dims = enumerate(value.shape) if isinstance(value, torch.Tensor) else ()
-        found.append([dim for dim, size in dims if not isinstance(size, int)])
-    return found

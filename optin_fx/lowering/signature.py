@@ -111,9 +111,7 @@ class Signature:
                 )
         return tensors
 
-    def resized(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], sizes: Mapping[str, int]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def resized(self, args: Sequence[Any], kwargs: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call with other sizes, by symbol: entries are repeated or dropped along every dim whose size is that symbol."""
         leaves = self._leaves(args, kwargs)
         for index, leaf in enumerate(self.inputs):

@@ -57,6 +57,13 @@ def test_in_openvino_s_own_flow(example: Any) -> None:
     assert 0 < found["int8"] < 0.1
 
 
+def test_quantised_after_pruning(example: Any) -> None:
+    found = example("quantise_after_pruning", "onnxruntime", "torchao").main()
+    assert found["int8 bytes"] < 0.35 * found["pruned bytes"] < 0.35 * found["dense bytes"]
+    assert found["int8 from its program"] < 0.02
+    assert 1e-4 < found["int8 from pruned"] < 0.1
+
+
 def test_in_front_of_torch_tensorrt(example: Any) -> None:
     module = example("torch_tensorrt_flow")
     if importlib.util.find_spec("torch_tensorrt") is None:
