@@ -20,6 +20,7 @@ from optin_fx.latency import measure
 from optin_fx.lowering import parse_target
 from optin_fx.program import Program
 from optin_fx.regions import Region, node_values, region_of
+from optin_fx.space import ALIGNED
 from optin_fx.timing import Repeats
 
 FITS = ("linear", "steps", "kwon")
@@ -126,7 +127,7 @@ def build(
     names: Iterable[str] | None = None,
     *,
     points: int = 5,
-    align: int = 8,
+    align: int = ALIGNED,
     fit: str = "linear",
     cache: Path | None = None,
     repeats: Repeats = QUICK,

@@ -39,6 +39,8 @@ class ScoreReconstruction(ScorePass):
 
     Attributes:
         within: criterion that sets the scale between groups; empty for none.
+        allocate: what a unit is worth beside those of other groups: "curve", what it added when it went; or "within", that criterion's
+            values of the group, the least for the unit that goes first.
         floor: share of its sample's mean weight that every row has at least, where `within` sets the scale.
         ridge: damping of the covariances, as a share of their mean diagonal.
         chunk: share of a group's units that are removed between two updates of the matrices.
@@ -48,12 +50,17 @@ class ScoreReconstruction(ScorePass):
     """
 
     within: str = "trajectory-sketch"
+    allocate: str = "curve"
     floor: float = 0.1
     ridge: float = 1e-2
     chunk: float = 0.02
     rows: int = 4096
     draws: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.allocate not in ("curve", "within") or (self.allocate == "within" and not self.within):
+            raise ValueError("allocate is curve, or within, which needs a criterion")
 
     def score(self, program: Program, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
         """Marginal losses along each group's removal order."""
@@ -74,7 +81,10 @@ class ScoreReconstruction(ScorePass):
                 scale = 1.0
                 if self.within:
                     scale = float(found[g.name].clamp_min(0).sum()) / max(sum(alone for _, alone in consumers), 1e-30)
-                found[g.name] = scale * scores_of_curve(order, added)
+                if self.allocate == "within":
+                    found[g.name] = torch.empty_like(found[g.name]).index_copy_(0, torch.tensor(order), found[g.name].sort().values)
+                else:
+                    found[g.name] = scale * scores_of_curve(order, added)
         return found
 
     def _within(self, program: Program, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:

@@ -69,3 +69,15 @@ def test_of_a_pair_of_equal_units_one_goes_for_free() -> None:
     assert int(scores.argmin()) in (4, 5)
     assert float(scores.min()) < 1e-3 * float(scores.sort().values[1])
     assert float(ofx.score(program, "trajectory-sketch", data=data)["0:neuron"][4:6].min()) > float(scores.median())
+
+
+def test_the_criterions_values_in_the_order_of_removal() -> None:
+    torch.manual_seed(0)
+    data = [torch.randn(64, 6) for _ in range(4)]
+    program = ofx.trace(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)), (data[0],))
+    by_curve = ofx.score(program, "reconstruction", data=data)["0:neuron"]
+    by_value = ofx.score(program, "reconstruction{allocate=within}", data=data)["0:neuron"]
+    assert by_value.argsort().tolist() == by_curve.argsort().tolist()
+    alone = ofx.score(program, "trajectory-sketch", data=data)["0:neuron"]
+    assert torch.allclose(by_value.sort().values, alone.sort().values)
+    assert float(by_curve.sum()) < float(alone.sum())  # refitted neighbours make up for some of it

@@ -109,6 +109,7 @@ def test_the_loop_ends_on_the_measured_budget(wide: ofx.Program, monkeypatch: py
     done = search_by_latency(state, find_pass(method, "search", budget=budget), budget, tables={"eager:cpu": _table(wide)})
     assert done.plan is not None
     assert 0.57 <= said.share <= 0.60
+    assert all(len(units) % 8 == 0 for units in done.plan.kept.values())  # widths that engines like, unasked
     assert 1 < said.calls <= 5
     assert len(done.plan.provenance["rounds"]) == said.calls
 

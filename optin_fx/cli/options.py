@@ -56,7 +56,7 @@ Kinds: TypeAlias = Annotated[
     str,
     typer.Option("--kinds", metavar="A,B", help="prune these kinds of units only, e.g. head,neuron [default: all but dims inside heads]"),
 ]
-Align: TypeAlias = Annotated[int, typer.Option("--align", min=1, help="widths are multiples of this")]
+Align: TypeAlias = Annotated[int, typer.Option("--align", min=0, help="widths are multiples of this; 0: of 8 for a latency, else free")]
 
 
 def steering(freeze: list[str] | None, width: list[str] | None, kinds: str, align: int) -> dict[str, Any]:
