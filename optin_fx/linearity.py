@@ -37,6 +37,11 @@ _PRODUCT = {"linear", "matmul", "mm", "bmm", "addmm", "conv1d", "conv2d", "conv3
 BIAS = {"linear": 2, "conv1d": 2, "conv2d": 2, "conv3d": 2, "addmm": 0}
 """Place of the bias, which a change does not see."""
 
+JOINS = ("cat", "stack")
+"""Sums in which an operand that does not change is zeros of its shape."""
+FRESH = ("gelu", "silu", "relu", "tanh", "sigmoid", "layer_norm", "softmax", "scaled_dot_product_attention", "batch_norm", "matmul", "bmm")
+"""Common ops whose result never shares memory with an operand."""
+
 
 def carries(node: fx.Node) -> Carries:
     """What a node does with changes of its operands."""
