@@ -10,6 +10,7 @@ OURS = {
     "random": "score-random",
     "magnitude": "score-magnitude",
     "activation": "score-activation",
+    "variance (FLAP)": "score-activation{moment=variance, weighted=True}",
     "wanda": "score-wanda",
     "taylor": "score-taylor",
     "fisher": "score-fisher",
@@ -32,7 +33,12 @@ PEERS = (
     Method(
         "Kwon et al., full", "score-fisher{keep_samples=True} | search-kwon | rearrange-fisher{search=greedy} | rewrite-tune", peer=True
     ),
-    Method("OPTIN as published", "score-trajectory{lam=0.1} | search-kwon | rewrite-slice", peer=True, tasks=("mnist-vit", "mnist-resnet")),
+    Method(
+        "OPTIN, exact (32 inputs)",
+        "score-trajectory{lam=0.1, depth=sum, samples=32} | search-kwon | rewrite-slice",
+        peer=True,
+        tasks=("mnist-vit", "mnist-resnet"),
+    ),
     Method("K-prune", "k-prune", peer=True, tasks=("mnist-vit", "reviews", "spans")),
     Method("torch-pruning, magnitude", "torch-pruning{importance=magnitude}", peer=True),
     Method("torch-pruning, Taylor", "torch-pruning{importance=taylor}", peer=True),
