@@ -14,6 +14,7 @@ from optin_fx.cli import options
 from optin_fx.cli.data import read_data
 from optin_fx.cli.output import note, say, show, writable_file, writable_folder
 from optin_fx.cli.results import family_folder, write_family, write_result
+from optin_fx.cli.sizes import DEFAULT, with_sizes
 from optin_fx.data import batches_of
 from optin_fx.errors import BudgetError, PlanError
 from optin_fx.models import Sizes, find_model, read_model
@@ -35,6 +36,7 @@ def read_plan(path: Path) -> ofx.Plan:
         raise PlanError(f"cannot read the plan: {reason}", at=str(path), fix="give the plan.json that `search` or `prune` wrote") from error
 
 
+@with_sizes
 def search(
     model: options.Model,
     budget: options.Budget = "flops <= 50%",
@@ -49,16 +51,13 @@ def search(
     rows: options.Rows = 8,
     samples: options.Samples = 256,
     as_json: options.Json = False,
-    batch: options.Batch = 1,
-    length: options.Length = 128,
-    image: options.Image = None,
-    weights: options.Weights = "pretrained",
+    sizes: Sizes = DEFAULT,
 ) -> None:
     """Choose the units to keep under a budget."""
     if out is not None:
         writable_file(out)
     steer = options.steering(freeze, width, kinds, align)
-    program = read_model(model, Sizes(batch, length, image, weights))
+    program = read_model(model, sizes)
     if scores is not None:
         found = Scores.load(scores)
     else:
@@ -69,20 +68,18 @@ def search(
     show(plan, json.loads(plan.to_json()), as_json=as_json)
 
 
+@with_sizes
 def rewrite(
     model: options.Model,
     plan: PlanFile,
     out: options.Out = Path("pruned.pt2"),
     as_json: options.Json = False,
-    batch: options.Batch = 1,
-    length: options.Length = 128,
-    image: options.Image = None,
-    weights: options.Weights = "pretrained",
+    sizes: Sizes = DEFAULT,
 ) -> None:
     """Cut the model physically as a plan says, and save it."""
     writable_file(out)
     chosen = read_plan(plan)
-    program = read_model(model, Sizes(batch, length, image, weights))
+    program = read_model(model, sizes)
     small = ofx.rewrite(program, chosen)
     small.save(out)
     before, after = ofx.cost(program), ofx.cost(small)
@@ -95,21 +92,20 @@ def rewrite(
     show(text, facts, as_json=as_json)
 
 
+@with_sizes
 def verify(
     model: options.Model,
     plan: PlanFile,
     as_json: options.Json = False,
-    batch: options.Batch = 1,
-    length: options.Length = 128,
-    image: options.Image = None,
-    weights: options.Weights = "pretrained",
+    sizes: Sizes = DEFAULT,
 ) -> None:
     """Check that the physically smaller model computes what the masked one does."""
     chosen = read_plan(plan)
-    agreement = ofx.verify(read_model(model, Sizes(batch, length, image, weights)), chosen)
+    agreement = ofx.verify(read_model(model, sizes), chosen)
     show(agreement, agreement, as_json=as_json)
 
 
+@with_sizes
 def prune(
     model: options.Model,
     budget: options.Budget = "flops <= 50%",
@@ -131,10 +127,7 @@ def prune(
     rows: options.Rows = 8,
     samples: options.Samples = 256,
     as_json: options.Json = False,
-    batch: options.Batch = 1,
-    length: options.Length = 128,
-    image: options.Image = None,
-    weights: options.Weights = "pretrained",
+    sizes: Sizes = DEFAULT,
 ) -> None:
     """All in one: trace, group, score, search, rewrite. Writes pruned.pt2, plan.json and report.md into a folder.
 
@@ -145,7 +138,7 @@ def prune(
     family = parse_family(budget)
     if len(family) > 1 and steps > 1:
         raise BudgetError("several budgets and several steps at once", fix="give one budget with --steps, or a family without")
-    source = find_model(model, Sizes(batch, length, image, weights))
+    source = find_model(model, sizes)
     program = ofx.trace(source.model, source.args, source.kwargs)
     batches = read_data(data, program, rows=rows, samples=samples)
     batches = None if batches is None else list(batches)

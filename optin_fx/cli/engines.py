@@ -12,9 +12,11 @@ import optin_fx as ofx
 from optin_fx.cli import options
 from optin_fx.cli.change import read_plan
 from optin_fx.cli.output import show, writable_file
+from optin_fx.cli.sizes import DEFAULT, with_sizes
 from optin_fx.models import Sizes, read_model
 
 
+@with_sizes
 def measure(
     model: options.Model,
     small: Annotated[str, typer.Argument(metavar="SMALLER", help="the smaller model, in the same forms")],
@@ -34,17 +36,13 @@ def measure(
     memory: Annotated[bool, typer.Option("--memory", help="also measure peak memory (bytes), in a process of its own for each")] = False,
     cuda_graphs: Annotated[bool, typer.Option("--cuda-graphs", help="replay each run as one CUDA graph")] = False,
     as_json: options.Json = False,
-    batch: options.Batch = 1,
-    length: options.Length = 128,
-    image: options.Image = None,
-    weights: options.Weights = "pretrained",
+    sizes: Sizes = DEFAULT,
 ) -> None:
     """Compare two models on one engine: latency (ms, interleaved runs), FLOPs, parameters, bytes, agreement."""
     for file in (out, plot):
         if file is not None:
             writable_file(file)
     chosen = read_plan(plan) if plan is not None else None
-    sizes = Sizes(batch, length, image, weights)
     before, after = read_model(model, sizes), read_model(small, sizes)
     costs = {"before": ofx.cost(before), "after": ofx.cost(after)}
     masked = ofx.mask(before, chosen) if chosen is not None else None
@@ -60,19 +58,17 @@ def measure(
     show(report, json.loads(report.to_json()), as_json=as_json)
 
 
+@with_sizes
 def lower(
     model: options.Model,
     target: options.Target = "onnxruntime:cpu",
     out: options.Out = Path("model.onnx"),
     as_json: options.Json = False,
-    batch: options.Batch = 1,
-    length: options.Length = 128,
-    image: options.Image = None,
-    weights: options.Weights = "pretrained",
+    sizes: Sizes = DEFAULT,
 ) -> None:
     """Build an engine for a target and save it."""
     writable_file(out)
-    engine = ofx.lower(read_model(model, Sizes(batch, length, image, weights)), target)
+    engine = ofx.lower(read_model(model, sizes), target)
     engine.save(out)
     files = sorted(path for path in out.parent.glob(f"{out.name}*") if path.is_file())
     facts = {"target": target, "files": {str(path): path.stat().st_size for path in files}}

@@ -7,19 +7,18 @@ from typing import Any
 import optin_fx as ofx
 from optin_fx.cli import options
 from optin_fx.cli.output import show
+from optin_fx.cli.sizes import DEFAULT, with_sizes
 from optin_fx.models import Sizes, read_model
 
 
+@with_sizes
 def group(
     model: options.Model,
     as_json: options.Json = False,
-    batch: options.Batch = 1,
-    length: options.Length = 128,
-    image: options.Image = None,
-    weights: options.Weights = "pretrained",
+    sizes: Sizes = DEFAULT,
 ) -> None:
     """List what can shrink: each group of coupled units, its members, and why others are pinned."""
-    groups = ofx.group(read_model(model, Sizes(batch, length, image, weights)))
+    groups = ofx.group(read_model(model, sizes))
     show(groups, [group_facts(one) for one in groups], as_json=as_json)
 
 
@@ -34,16 +33,14 @@ def group_facts(one: Any) -> dict[str, Any]:
     }
 
 
+@with_sizes
 def cost(
     model: options.Model,
     as_json: options.Json = False,
-    batch: options.Batch = 1,
-    length: options.Length = 128,
-    image: options.Image = None,
-    weights: options.Weights = "pretrained",
+    sizes: Sizes = DEFAULT,
 ) -> None:
     """Count FLOPs (1 MAC = 2 FLOPs), parameters and bytes, at the size of the example inputs."""
-    found = ofx.cost(read_model(model, Sizes(batch, length, image, weights)))
+    found = ofx.cost(read_model(model, sizes))
     facts = {"flops": int(found.flops), "macs": int(found.macs), "params": int(found.params), "bytes": int(found.bytes)}
     units = {
         "flops": "floating-point operations, 2 per MAC",

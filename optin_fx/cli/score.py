@@ -14,11 +14,13 @@ from optin_fx import ranks
 from optin_fx.cli import options
 from optin_fx.cli.data import read_data
 from optin_fx.cli.output import say, show, writable_file
+from optin_fx.cli.sizes import DEFAULT, with_sizes
 from optin_fx.execution import execution
 from optin_fx.models import Sizes, read_model
 from optin_fx.scores import Scores
 
 
+@with_sizes
 def score(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="model.pt2, package.module:factory, timm:NAME or hf:NAME_OR_FOLDER")
@@ -52,10 +54,7 @@ def score(
     compare: Annotated[tuple[str, str], typer.Option("--compare", metavar="A B", help="compare two files of scores, and stop")] = ("", ""),
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="with --compare: also draw them against each other")] = None,
     as_json: options.Json = False,
-    batch: options.Batch = 1,
-    length: options.Length = 128,
-    image: options.Image = None,
-    weights: options.Weights = "pretrained",
+    sizes: Sizes = DEFAULT,
 ) -> None:
     """Score every unit of every group; a higher score means: keep. Interrupted, the same command goes on where it was.
 
@@ -72,7 +71,6 @@ def score(
     for path in (out, annotate):
         if path is not None:
             writable_file(path)
-    sizes = Sizes(batch, length, image, weights)
     if show_layers:
         list_layers(read_model(model, sizes), as_json=as_json)
         return

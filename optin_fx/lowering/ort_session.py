@@ -104,11 +104,23 @@ class OrtSession:
         return ort.InferenceSession(model, options, providers=providers, disabled_optimizers=self.settings["fusions_off"])
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Flat tensors in, flat tensors out."""
-        if self.device == "cuda":
-            return self._run_bound(inputs)
-        feeds = {name: tensor.detach().numpy() for name, tensor in zip(self._inputs, inputs, strict=True)}
-        return [torch.from_numpy(array) for array in self.session.run(self._outputs, feeds)]
+        """Flat tensors in, flat tensors out.
+
+        Raises:
+            LoweringError: ORT failed in the middle of a run; its text names the node.
+        """
+        try:
+            if self.device == "cuda":
+                return self._run_bound(inputs)
+            feeds = {name: tensor.detach().numpy() for name, tensor in zip(self._inputs, inputs, strict=True)}
+            return [torch.from_numpy(array) for array in self.session.run(self._outputs, feeds)]
+        except Exception as error:  # ORT raises a dozen types of its own
+            sizes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in zip(self._inputs, inputs, strict=True))
+            raise LoweringError(
+                f"ONNX Runtime failed to run: {str(error).strip()[:600]}",
+                at=f"inputs {sizes}; {self.settings}",
+                fix="if it speaks of memory, run with less beside it; else please report the text above with the model",
+            ) from error
 
     def _run_bound(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         binding = self.session.io_binding()

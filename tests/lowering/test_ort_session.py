@@ -57,6 +57,16 @@ def test_the_fusion_has_that_name_and_is_off(tmp_path: Path) -> None:
     assert "LayerNormalization" in found["off"]
 
 
+def test_a_run_that_fails_says_where_and_with_what(dense: ofx.Program) -> None:
+    engine = lower(dense, "onnxruntime:cpu")
+    with pytest.raises(LoweringError) as error:
+        engine.run([torch.randn(2, 31, 64)])  # not through the call, which checks sizes
+    text = str(error.value)
+    assert text.startswith("ONNX Runtime failed to run: ")
+    assert "Got: 31 Expected: 32" in text
+    assert "\n  at  inputs x [2, 31, 64]; {'threads': " in text
+
+
 @pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="this onnxruntime has CUDA")
 def test_no_cuda_provider(dense: ofx.Program) -> None:
     with pytest.raises(LoweringError) as error:
