@@ -17,10 +17,10 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from optin_fx.analysis import Consumer
+from optin_fx.analysis import Consumer, analyse
 from optin_fx.arguments import read, write
 from optin_fx.data import Batch
-from optin_fx.interpreter import Runner, flat_inputs
+from optin_fx.interpreter import Runner, consumers_by_node, flat_inputs
 from optin_fx.linearity import BIAS, FRESH, JOINS, Carries, carries, mutated, op_name, without_writing
 from optin_fx.products import Products
 from optin_fx.program import Program
@@ -118,8 +118,12 @@ def _floats(node: fx.Node) -> bool:
 
 
 def can_subtract(program: Program) -> bool:
-    """Whether a program's nodes have values of their own: nothing writes into a tensor that others still read."""
-    return all(mutated(node) is None or without_writing(node) is not None for node in program.graph_module.graph.nodes)
+    """Whether the nodes that units can reach have values of their own: none writes into a tensor that others still read."""
+    table, reached = consumers_by_node(analyse(program)), set[fx.Node]()
+    for node in program.graph_module.graph.nodes:
+        if node.name in table or any(value in reached for value in node.all_input_nodes):
+            reached.add(node)
+    return all(mutated(node) is None or without_writing(node) is not None for node in reached)
 
 
 class Rerun:
