@@ -58,6 +58,14 @@ class Elimination:
         self.inverse[gone] = 0.0
         self.inverse[:, gone] = 0.0
 
+    def compacted(self, alive: torch.Tensor) -> Elimination:
+        """The same without the columns of units that are gone; units keep their numbers."""
+        keep = torch.ones(len(self.inverse), dtype=torch.bool)
+        keep[self.columns.flatten()] = False
+        keep[self.columns[alive].flatten()] = True
+        position = keep.cumsum(0) - 1
+        return Elimination(self.weight[:, keep], self.inverse[keep][:, keep], position[self.columns])
+
     def among(self, units: torch.Tensor) -> Elimination:
         """The same for some units alone, which are numbered anew; exact as long as only they are removed."""
         own = self.columns[units].flatten()
@@ -72,7 +80,7 @@ def removal_order(consumers: Sequence[Elimination], units: int, chunk: int) -> t
         chunk: so many units are removed between two updates of the whole matrices. Within a chunk the greedy choice is exact among the
             candidates, four times as many, that cost least when it began.
     """
-    alive = torch.arange(units)
+    alive, size = torch.arange(units), units
     order: list[int] = []
     added: list[float] = []
     while len(alive):
@@ -92,6 +100,8 @@ def removal_order(consumers: Sequence[Elimination], units: int, chunk: int) -> t
         keep = torch.ones(len(alive), dtype=torch.bool)
         keep[picked] = False
         alive = alive[keep]
+        if len(alive) <= size // 2:  # matrices of the units that are left
+            consumers, size = [c.compacted(alive) for c in consumers], len(alive)
     return order, added
 
 

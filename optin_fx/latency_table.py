@@ -24,6 +24,8 @@ from optin_fx.space import ALIGNED
 from optin_fx.timing import Repeats
 
 FITS = ("linear", "steps", "kwon")
+FASTEST = 5
+"""Percentile of the calls that a curve is made of: other load on the machine only ever adds, and adds most to what takes long."""
 QUICK = Repeats(least=15, most=40, precision=0.03, seconds=3.0)
 
 
@@ -32,7 +34,7 @@ class Curve:
     """Seconds of a group's part over its width.
 
     Attributes:
-        widths: ascending, the last is the dense extent. seconds: lower quartiles. spread: interquartile range over median.
+        widths: ascending, the last is the dense extent. seconds: of the fastest calls, see `FASTEST`. spread: interquartile range over median.
         note: empty, or why it was not measured.
     """
 
@@ -175,7 +177,7 @@ def build(
         if on_group:
             on_group(name, curves[name], cached)
     dense = measure(program, target=target, repeats=repeats).latencies[0]
-    return LatencyTable(parsed.text, float(np.percentile(dense.samples_ms, 25)) / 1e3, curves, fit)
+    return LatencyTable(parsed.text, float(np.percentile(dense.samples_ms, FASTEST)) / 1e3, curves, fit)
 
 
 def _widths(extent: int, points: int, align: int) -> tuple[int, ...]:
@@ -185,10 +187,10 @@ def _widths(extent: int, points: int, align: int) -> tuple[int, ...]:
 
 
 def _measured(region: Region, target: str, widths: Sequence[int], repeats: Repeats) -> Curve:
-    """Seconds at each width, all widths interleaved; the lower quartile, as other load only ever adds."""
+    """Seconds at each width, all widths interleaved."""
     report = measure({str(width): region.at(width) for width in widths}, target=target, repeats=repeats)
     rows = [report.latency(str(width)) for width in widths]
-    seconds = [float(np.percentile(row.samples_ms, 25)) / 1e3 for row in rows]
+    seconds = [float(np.percentile(row.samples_ms, FASTEST)) / 1e3 for row in rows]
     return Curve(tuple(widths), tuple(seconds), tuple(round(row.spread, 4) for row in rows))
 
 
