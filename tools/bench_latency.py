@@ -43,7 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("no cell is measured yet")
         return 1
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "latency.md").write_text(TITLE + f"{markdown(done)}\n![saved time]({plot(done, options.out / 'latency.svg').name})\n")
+    counted = f"{len(done)} of {len(cells)} cells are measured.\n\n"
+    (options.out / "latency.md").write_text(
+        TITLE + counted + f"{markdown(done)}\n![saved time]({plot(done, options.out / 'latency.svg').name})\n"
+    )
     print(f"{len(done)} of {len(cells)} cells in {options.out / 'latency.md'}")
     return 0
 
