@@ -83,19 +83,27 @@ class Groups:
         """The groups that must keep their extent."""
         return tuple(group for group in self.groups if group.pinned is not None)
 
-    def explain(self, query: str) -> str:
-        """Why the axes of a group, module or parameter are free, tied to what, or pinned.
+    def about(self, query: str) -> tuple[Group, ...]:
+        """The group of a name, else all groups that a module or parameter of that name is part of.
 
-        Args:
-            query: a group's name, or the beginning of a parameter's name (`encoder.layer.3`, `fc1.weight`).
+        Raises:
+            PlanError: there is none.
         """
         found = [g for g in self.groups if g.name == query] or [
             g for g in self.groups if g.name.startswith(query) or any(member.startswith(query) for member, _ in g.members)
         ]
         if not found:
             raise PlanError(f"no group or parameter begins with {query!r}", fix="print(groups) lists the names")
+        return tuple(found)
+
+    def explain(self, query: str) -> str:
+        """Why the axes of a group, module or parameter are free, tied to what, or pinned.
+
+        Args:
+            query: a group's name, or the beginning of a parameter's name (`encoder.layer.3`, `fc1.weight`).
+        """
         blocks = []
-        for group in found:
+        for group in self.about(query):
             state = f"must stay: {group.pinned}" if group.pinned else "may shrink; its units go from all of these at once"
             state += f"; free only because it is allowed: {group.allowed}" if group.allowed else ""
             ties = "\n".join(f"    {name}[{dim}]" for name, dim in group.members)

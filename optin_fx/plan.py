@@ -79,6 +79,8 @@ def make_plan(program: Program, kept: Mapping[str, Any], **facts: Any) -> Plan:
     groups = group(program)
     units = {name: tuple(sorted(int(u) for u in indices)) for name, indices in kept.items()}
     units = {name: u for name, u in units.items() if name not in groups or len(u) != groups[name].extent}
+    if program.allow:
+        facts["provenance"] = {**facts.get("provenance", {}), "allow": sorted(program.allow)}
     plan = Plan(units, {name: groups[name].extent for name in units if name in groups}, groups.fingerprint, **facts)
     check(plan, groups)
     return plan

@@ -33,9 +33,10 @@ class Block(nn.Module):
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.blocks, self.head = nn.ModuleList([Block(), Block(), Block()]), nn.Linear(24, 4)
+        self.stem, self.blocks, self.head = nn.Linear(6, 24), nn.ModuleList([Block(), Block(), Block()]), nn.Linear(24, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean(1))
@@ -43,7 +44,7 @@ class Net(nn.Module):
 
 def make() -> tuple[nn.Module, tuple[torch.Tensor]]:
     torch.manual_seed(0)
-    return Net(), (torch.randn(2, 5, 24),)
+    return Net(), (torch.randn(2, 5, 6),)
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +158,30 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert kept[MLP[2]] in (16, 32, 48, 64)
     assert set(kept) <= set(MLP)
     out = tmp_path / "out"
-    given = ["--score", "magnitude", "--no-compensate", "--data", "random", "--out", str(out), *options]
+    given = ["--score", "magnitude", "--compensate", "none", "--data", "random", "--out", str(out), *options]
     assert run(["prune", str(path), "--budget", "flops <= 85%", *given]) == 0
     assert len(ofx.Plan.from_json((out / "plan.json").read_text()).kept[MLP[1]]) == 48
     assert run(["search", str(path), "--score", "magnitude", "--width", "blocks"]) == 2
     assert "cannot read the width 'blocks'" in capsys.readouterr().err
+
+
+def test_explained_and_allowed_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(ofx.trace(*make()).save(tmp_path / "net.pt2"))
+    assert run(["group", path, "--explain", "blocks.0.mlp"]) == 0
+    said = capsys.readouterr().out
+    assert "blocks.0.mlp.0:neuron: 96 units of kind neuron, may shrink" in said
+    assert "must stay: normalised together (layer_norm)" in said
+    assert "blocks.1.mlp.0:neuron" not in said
+    assert run(["group", path, "--allow", "normalised", "--json"]) == 0
+    stream = next(g for g in json.loads(capsys.readouterr().out) if g["kind"] == "residual")
+    assert stream["pinned"] is None
+    assert "layer_norm" in stream["allowed"]
+    plan, small = str(tmp_path / "plan.json"), str(tmp_path / "small.pt2")
+    options = ["--score", "random", "--budget", "flops <= 60%", "--kinds", "residual"]
+    assert run(["search", path, *options, "--allow", "normalised", "--out", plan]) == 0
+    assert run(["rewrite", path, "--plan", plan, "--out", small]) == 0
+    assert ofx.load(small)(torch.randn(3, 5, 6)).shape == (3, 4)
+    capsys.readouterr()
+    assert run(["verify", path, "--plan", plan]) == 0
+    assert "INEXACT, as allowed" in capsys.readouterr().out
+    assert run(["search", path, *options]) == 2

@@ -62,7 +62,7 @@ def main(
         wrong += not good(facts)
         print(f"{'' if good(facts) else 'WRONG '}{row(entry, facts)}", flush=True)
     if write is not None:
-        write.write_text(page(cache / f"{sizes}-{plans}", cache / "onnx", real=real, plans=plans))
+        write.write_text(page(cache, real=real, plans=plans))
     raise typer.Exit(int(wrong > 0))
 
 

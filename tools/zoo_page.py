@@ -52,12 +52,13 @@ def row(entry: zoo.Entry, facts: dict[str, Any], onnx: dict[str, Any] | None = N
     )
 
 
-def page(surveys: Path, exports: Path, *, real: bool, plans: int) -> str:
-    """The whole page, from two folders of JSON files."""
+def page(cache: Path, *, real: bool, plans: int) -> str:
+    """The whole page, from what the cache holds."""
     command = "python tools/zoo.py" + (" --real" if real else "") + " --write docs/zoo.md"
-    facts, onnx = _read(surveys), _read(exports)
+    facts, onnx = _read(cache / f"{'real' if real else 'small'}-{plans}"), _read(cache / "onnx")
     parts = [HEADER.format(command=command, widths=" at the widths of the published model" if real else " at test sizes", plans=plans)]
     parts.append(summary(facts, onnx))
+    parts += [text for text in (random_graphs(cache / "random-graphs.jsonl"), times(cache / "bench_group.txt")) if text]
     for family in zoo.FAMILIES:
         rows = [row(entry, facts[entry.name], onnx.get(entry.name)) for entry in zoo.select(family=family) if entry.name in facts]
         lines = [" | ".join(COLUMNS), " | ".join(["---"] * len(COLUMNS)), *rows]
@@ -91,6 +92,25 @@ def summary(facts: dict[str, dict[str, Any]], onnx: dict[str, dict[str, Any]]) -
         if refused:
             lines.append(f"  Refused: {'; '.join(refused)}.")
     return "\n".join(lines) + "\n"
+
+
+def random_graphs(log: Path) -> str:
+    """How many random modules were tried by `tools/random_graphs.py`, and which failed."""
+    if not log.is_file():
+        return ""
+    facts = {fact["seed"]: fact for fact in map(json.loads, log.read_text().splitlines())}
+    failed = sorted(seed for seed, fact in facts.items() if "error" in fact)
+    free = sum(fact.get("free", 0) for fact in facts.values())
+    tried = f"{len(facts):,} seeds between {min(facts)} and {max(facts)}, {free:,} prunable groups, two random plans each"
+    return f"## Random graphs\n\n`python tools/random_graphs.py`: {tried}. Seeds that failed: {', '.join(map(str, failed)) or 'none'}.\n"
+
+
+def times(output: Path) -> str:
+    """What `tools/bench_group.py` printed."""
+    if not output.is_file():
+        return ""
+    head = "## Time of the analysis\n\n`python tools/bench_group.py`, processor time, best of five:\n\n"
+    return f"{head}```text\n{output.read_text().rstrip()}\n```\n"
 
 
 def _median(some: Iterable[Survey], what: str) -> str:

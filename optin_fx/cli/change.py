@@ -48,6 +48,7 @@ def search(
     width: options.Width = None,
     kinds: options.Kinds = "",
     align: options.Align = 0,
+    allow: options.Allow = None,
     rows: options.Rows = 8,
     samples: options.Samples = 256,
     as_json: options.Json = False,
@@ -57,7 +58,7 @@ def search(
     if out is not None:
         writable_file(out)
     steer = options.steering(freeze, width, kinds, align)
-    program = read_model(model, sizes)
+    program = read_model(model, sizes).allowing(*allow or ())
     if scores is not None:
         found = Scores.load(scores)
     else:
@@ -79,7 +80,7 @@ def rewrite(
     """Cut the model physically as a plan says, and save it."""
     writable_file(out)
     chosen = read_plan(plan)
-    program = read_model(model, sizes)
+    program = read_model(model, sizes).allowing(*chosen.provenance.get("allow", ()))
     small = ofx.rewrite(program, chosen)
     small.save(out)
     before, after = ofx.cost(program), ofx.cost(small)
@@ -101,7 +102,7 @@ def verify(
 ) -> None:
     """Check that the physically smaller model computes what the masked one does."""
     chosen = read_plan(plan)
-    agreement = ofx.verify(read_model(model, sizes), chosen)
+    agreement = ofx.verify(read_model(model, sizes).allowing(*chosen.provenance.get("allow", ())), chosen)
     show(agreement, agreement, as_json=as_json)
 
 
@@ -124,6 +125,7 @@ def prune(
     width: options.Width = None,
     kinds: options.Kinds = "",
     align: options.Align = 0,
+    allow: options.Allow = None,
     rows: options.Rows = 8,
     samples: options.Samples = 256,
     as_json: options.Json = False,
@@ -139,7 +141,7 @@ def prune(
     if len(family) > 1 and steps > 1:
         raise BudgetError("several budgets and several steps at once", fix="give one budget with --steps, or a family without")
     source = find_model(model, sizes)
-    program = ofx.trace(source.model, source.args, source.kwargs)
+    program = ofx.trace(source.model, source.args, source.kwargs).allowing(*allow or ())
     batches = read_data(data, program, rows=rows, samples=samples)
     batches = None if batches is None else list(batches)
     how: dict[str, Any] = {"data": batches, "score": score, "search": search, "rearrange": rearrange, "compensate": compensate, **steer}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 import optin_fx as ofx
 from optin_fx.cli import options
@@ -16,10 +18,18 @@ def group(
     model: options.Model,
     as_json: options.Json = False,
     sizes: Sizes = DEFAULT,
+    explain: Annotated[
+        str | None,
+        typer.Option("--explain", metavar="NAME", help="only groups of this name, module or parameter: tied to what, or why pinned"),
+    ] = None,
+    allow: options.Allow = None,
 ) -> None:
     """List what can shrink: each group of coupled units, its members, and why others are pinned."""
-    groups = ofx.group(read_model(model, sizes))
-    show(groups, [group_facts(one) for one in groups], as_json=as_json)
+    groups = ofx.group(read_model(model, sizes), allow=allow or ())
+    if explain is None:
+        show(groups, [group_facts(one) for one in groups], as_json=as_json)
+    else:
+        show(groups.explain(explain), [group_facts(one) for one in groups.about(explain)], as_json=as_json)
 
 
 def group_facts(one: Any) -> dict[str, Any]:
@@ -30,6 +40,7 @@ def group_facts(one: Any) -> dict[str, Any]:
         "extent": one.extent,
         "pinned": one.pinned and str(one.pinned),
         "members": [[name, dim] for name, dim in one.members],
+        **({"allowed": one.allowed} if one.allowed else {}),
     }
 
 

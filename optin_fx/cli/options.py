@@ -58,6 +58,13 @@ Kinds: TypeAlias = Annotated[
 ]
 Align: TypeAlias = Annotated[int, typer.Option("--align", min=0, help="widths are multiples of this; 0: of 8 for a latency, else free")]
 
+Allow: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow", metavar="CODE", help="also free widths under norms: normalised (inexact) or averaged (RMSNorm streams); repeat it"
+    ),
+]
+
 
 def steering(freeze: list[str] | None, width: list[str] | None, kinds: str, align: int) -> dict[str, Any]:
     """The options of a search that say what the user wants left or reached.

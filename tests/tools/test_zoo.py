@@ -20,6 +20,7 @@ from optin_fx.testing.survey import inner_share, survey
 def test_a_model_is_surveyed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     entry = zoo.select(family="plain")[0]
     page = tmp_path / "zoo.md"
+    (tmp_path / "random-graphs.jsonl").write_text('{"seed": 3, "free": 2}\n{"seed": 9, "error": "no"}\n')
     for _ in range(2):
         with pytest.raises(typer.Exit) as done:
             tool.main([entry.name], plans=1, cache=tmp_path, write=page)
@@ -30,6 +31,7 @@ def test_a_model_is_surveyed_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(facts["errors"]) == 1
     assert f"| {entry.name} | {facts['nodes']} |" in page.read_text()
     assert "1 of 1 architectures are exact" in page.read_text()
+    assert "2 seeds between 3 and 9, 2 prunable groups, two random plans each. Seeds that failed: 9." in page.read_text()
     assert entry.name in capsys.readouterr().out
 
 
