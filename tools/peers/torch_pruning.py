@@ -101,7 +101,7 @@ class TorchPruning(Pass):
             importance=importance,
             global_pruning=self.spread == "global",
             pruning_ratio=ratio,
-            head_pruning_ratio=ratio,
+            head_pruning_ratio=min(ratio, 1 - 1.001 / max(heads.values(), default=1)),  # left alone, it takes the last head, too
             max_pruning_ratio=0.95,
             num_heads=heads,
             prune_num_heads=True,

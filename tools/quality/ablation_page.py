@@ -38,13 +38,15 @@ def write(store: Store, page: Path) -> Path:
 
 
 def _table(sweep: Sweep, benches: dict[str, list[Workbench]]) -> str:
+    """Methods down, tasks across; empty where nothing can be compared."""
+    found = {m.name: {name: _results(m, name, those) for name, those in benches.items()} for m in available(sweep.methods)[0]}
+    tasks = [name for name in benches if sum(bool(of[name]) for of in found.values()) > 1]
     rows = []
-    for method in available(sweep.methods)[0]:
-        found = {name: _results(method, name, those) for name, those in benches.items()}
-        if any(found.values()):
-            values = {name: [result.metrics[task(name).metric] for result in results] for name, results in found.items()}
-            rows.append([method.name, *(shown(values[name], task(name).metric) for name in benches)])
-    return table(["", *(f"{name}, {BUDGET[name]:g} %" for name in benches)], rows) if rows else ""
+    for method, of in found.items():
+        if any(of[name] for name in tasks):
+            metrics = {name: task(name).metric for name in tasks}
+            rows.append([method, *(shown([result.metrics[metrics[name]] for result in of[name]], metrics[name]) for name in tasks)])
+    return table(["", *(f"{name}, {BUDGET[name]:g} %" for name in tasks)], rows) if rows else ""
 
 
 def _results(method: Method, name: str, benches: list[Workbench]) -> list[Result]:

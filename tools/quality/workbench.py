@@ -61,7 +61,7 @@ class Workbench:
     def cell(self, method: Method, budget: float) -> Cell:
         """What identifies the result of a method at a budget."""
         pipeline = " | ".join(map(str, self.passes(method, budget)))
-        return Cell(self.task.name, checkpoint(self.task.name), pipeline, budget, self.seed, self.samples)
+        return Cell(self.task.name, checkpoint(self.task.name), pipeline, float(budget), self.seed, self.samples)
 
     def find(self, method: Method, budget: float) -> Result | None:
         """The cell of a method at a budget, if it was computed with the options that the method has today."""
