@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from optin_fx.costs import cost_model
 from optin_fx.environment import environment
 from optin_fx.errors import OptinError
 from optin_fx.groups import group
 from optin_fx.latency import measure
 from optin_fx.lowering import parse_target
+from optin_fx.polynomial import Polynomial
 from optin_fx.program import Program
 from optin_fx.regions import Region, node_values, region_of
 from optin_fx.space import ALIGNED
@@ -34,7 +36,8 @@ class Curve:
     """Seconds of a group's part over its width.
 
     Attributes:
-        widths: ascending, the last is the dense extent. seconds: of the fastest calls, see `FASTEST`. spread: interquartile range over median.
+        widths: ascending, the last is the dense extent. seconds: of the fastest calls, see `FASTEST`.
+        spread: interquartile range over median.
         note: empty, or why it was not measured.
     """
 
@@ -70,7 +73,7 @@ class LatencyTable:
         dense: measured seconds of the whole dense program.
         curves: by group name.
         fit: see `Curve.at`.
-        factor: what the parts' savings are multiplied with; corrected by measurements of whole programs.
+        factor: what the parts' savings are multiplied with: at first by MACs, then corrected by measurements of whole programs.
     """
 
     target: str
@@ -177,7 +180,18 @@ def build(
         if on_group:
             on_group(name, curves[name], cached)
     dense = measure(program, target=target, repeats=repeats).latencies[0]
-    return LatencyTable(parsed.text, float(np.percentile(dense.samples_ms, FASTEST)) / 1e3, curves, fit)
+    seconds = float(np.percentile(dense.samples_ms, FASTEST)) / 1e3
+    return LatencyTable(parsed.text, seconds, curves, fit, _first_factor(program, curves, seconds))
+
+
+def _first_factor(program: Program, curves: Mapping[str, Curve], dense: float) -> float:
+    """Brings the parts' sum to their share of the whole, by MACs: parts and whole were not timed in the same minutes."""
+    model = cost_model(program)
+    extents = model.extents()
+    measured = {name: curve.seconds[-1] for name, curve in curves.items() if curve.seconds[-1] > 0}
+    macs = sum(Polynomial({names: v for names, v in model.macs.monomials.items() if name in names})(extents) for name in measured)
+    total = sum(measured.values())
+    return dense * macs / (model.macs(extents) * total) if total and macs else 1.0
 
 
 def _widths(extent: int, points: int, align: int) -> tuple[int, ...]:

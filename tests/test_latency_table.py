@@ -73,6 +73,9 @@ def test_curves_rise_and_are_cached(wide: ofx.Program, tmp_path: Path) -> None:
     for curve in table.curves.values():
         assert curve.widths == (256, 512)
         assert curve.seconds[0] < curve.seconds[1]
+    parts = cost_model(wide).macs  # both groups are in the middle layer, which counts in both
+    shared = sum(v * 512 * 512 for names, v in parts.monomials.items() if len(names) == 2) / parts(dict.fromkeys(table.curves, 512))
+    assert table.factor * sum(c.seconds[-1] for c in table.curves.values()) == pytest.approx((1 + shared) * table.dense)
     again = build(wide, "eager:cpu", points=2, cache=tmp_path, on_group=lambda _, __, c: cached.append(c))
     assert again.curves == table.curves
     assert cached == [False, False, True, True]
