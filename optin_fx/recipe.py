@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -48,7 +48,13 @@ class Recipe:
         return batches_of(program, data, needed_for="pruning with compensation" if compensates else self.scoring.name())
 
     def within(self, budget: Budget) -> Recipe:
-        """The same with another budget."""
+        """The same with another budget.
+
+        Raises:
+            BudgetError: the search has no option for it.
+        """
+        if not any(option.name == "budget" for option in fields(self.searching)):
+            raise BudgetError(f"{self.searching.name()} has no option budget", so="it cannot prune in steps", fix="use one step")
         return replace(self, searching=replace(self.searching, budget=budget), budget=budget)  # type: ignore[call-arg]
 
 
