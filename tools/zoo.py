@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from zoo_page import page, row
+from zoo_page import PLANS, page, row
 
 import optin_fx as ofx
 from optin_fx.testing import zoo
@@ -37,7 +37,7 @@ def main(
     family: Annotated[str | None, typer.Option(help=f"one of {', '.join(zoo.FAMILIES)}")] = None,
     real: Annotated[bool, typer.Option("--real", help="widths of the published models (slow, memory)")] = False,
     onnx: Annotated[bool, typer.Option("--onnx", help="in place of the survey: export to ONNX, dense and pruned, and compare")] = False,
-    plans: Annotated[int, typer.Option(help="random plans per model")] = 10,
+    plans: Annotated[int, typer.Option(help="random plans per model")] = PLANS,
     cache: Annotated[Path, typer.Option(help="folder of results")] = Path("build/zoo"),
     again: Annotated[bool, typer.Option("--again", help="run the named models again")] = False,
     write: Annotated[Path | None, typer.Option(help="Markdown file for the table of all that the cache holds")] = None,

@@ -26,6 +26,9 @@ batch where it allows one, and cut by {plans} random plans.
 * **ONNX**: largest relative difference of ONNX Runtime's outputs from the program's, dense and pruned, at test sizes.
 
 """
+PLANS = 10
+"""Random plans per model, by default."""
+
 COLUMNS = ("model", "nodes", "free groups", "params", "FLOPs", "inside", "pinned", "analysis", "error", "ONNX")
 
 
@@ -54,7 +57,7 @@ def row(entry: zoo.Entry, facts: dict[str, Any], onnx: dict[str, Any] | None = N
 
 def page(cache: Path, *, real: bool, plans: int) -> str:
     """The whole page, from what the cache holds."""
-    command = "python tools/zoo.py" + (" --real" if real else "") + " --write docs/zoo.md"
+    command = "python tools/zoo.py" + (" --real" if real else "") + (f" --plans {plans}" if plans != PLANS else "") + " --write docs/zoo.md"
     facts, onnx = _read(cache / f"{'real' if real else 'small'}-{plans}"), _read(cache / "onnx")
     parts = [HEADER.format(command=command, widths=" at the widths of the published model" if real else " at test sizes", plans=plans)]
     parts.append(summary(facts, onnx))
@@ -70,7 +73,8 @@ def summary(facts: dict[str, dict[str, Any]], onnx: dict[str, dict[str, Any]]) -
     """Totals over the page."""
     found = {name: Survey(**f) for name, f in facts.items() if "failed" not in f}
     exact = sum(s.worst <= 1e-4 for s in found.values())
-    lines = [f"## Summary\n\n{exact} of {len(facts)} architectures are exact under all plans; {len(facts) - len(found)} failed.\n"]
+    tried = f"{len(facts)} of the zoo's {len(zoo.ENTRIES)} architectures were run"
+    lines = [f"## Summary\n\n{tried}: {exact} of {len(facts)} are exact under all plans; {len(facts) - len(found)} failed.\n"]
     for family in zoo.FAMILIES:
         some = [found[entry.name] for entry in zoo.select(family=family) if entry.name in found]
         if some:

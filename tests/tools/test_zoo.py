@@ -30,7 +30,7 @@ def test_a_model_is_surveyed_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert facts["nodes"] > 0
     assert len(facts["errors"]) == 1
     assert f"| {entry.name} | {facts['nodes']} |" in page.read_text()
-    assert "1 of 1 architectures are exact" in page.read_text()
+    assert "architectures were run: 1 of 1 are exact" in page.read_text()
     assert "2 seeds between 3 and 9, 2 prunable groups, two random plans each. Seeds that failed: 9." in page.read_text()
     assert entry.name in capsys.readouterr().out
 
