@@ -20,7 +20,7 @@ from .workbench import Workbench
 DEFAULT = "trajectory-sketch + refit"
 PLOTTED = (
     DEFAULT,
-    "trajectory-sketch",
+    "reconstruction + refit",
     "fisher + refit",
     "magnitude + refit",
     "magnitude",
