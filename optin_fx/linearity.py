@@ -87,5 +87,18 @@ def without_writing(node: fx.Node) -> OpOverload | None:
     return getattr(packet, node.target._overloadname, None)  # type: ignore[union-attr]
 
 
+def sharing_memory(writer: fx.Node) -> set[fx.Node]:
+    """The values that may lie in the memory that a node writes into: all that views and writing ops make of each other."""
+    found, front = {writer}, [writer]
+    while front:
+        node = front.pop()
+        near = [user for user in node.users if carries(user) is Carries.ALONE or mutated(user) is node]
+        if carries(node) is Carries.ALONE or mutated(node) is not None:
+            near += node.all_input_nodes
+        front += [value for value in near if value not in found]
+        found.update(near)
+    return found
+
+
 def _tensors(node: fx.Node) -> int:
     return sum(isinstance(value.meta.get("val"), (torch.Tensor, list, tuple)) or value.op == "get_attr" for value in node.all_input_nodes)

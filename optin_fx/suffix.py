@@ -21,7 +21,7 @@ from optin_fx.analysis import Consumer, analyse
 from optin_fx.arguments import read, write
 from optin_fx.data import Batch
 from optin_fx.interpreter import Runner, consumers_by_node, flat_inputs
-from optin_fx.linearity import BIAS, FRESH, JOINS, Carries, carries, mutated, op_name, without_writing
+from optin_fx.linearity import BIAS, FRESH, JOINS, Carries, carries, mutated, op_name, sharing_memory, without_writing
 from optin_fx.products import Products
 from optin_fx.program import Program
 
@@ -118,12 +118,22 @@ def _floats(node: fx.Node) -> bool:
 
 
 def can_subtract(program: Program) -> bool:
-    """Whether the nodes that units can reach have values of their own: none writes into a tensor that others still read."""
+    """Whether what a dense run leaves in memory is what the nodes that units can reach have read.
+
+    A node that writes into a tensor spoils that where it is reached itself, or where a node that is reached has read the memory earlier.
+    """
     table, reached = consumers_by_node(analyse(program)), set[fx.Node]()
-    for node in program.graph_module.graph.nodes:
+    order = {node: i for i, node in enumerate(program.graph_module.graph.nodes)}
+    for node in order:
         if node.name in table or any(value in reached for value in node.all_input_nodes):
             reached.add(node)
-    return all(mutated(node) is None or without_writing(node) is not None for node in reached)
+    for node in order:
+        if mutated(node) is None or without_writing(node) is not None:
+            continue
+        readers = {user for value in sharing_memory(node) for user in value.users if user in reached}
+        if node in reached or any(order[reader] < order[node] for reader in readers):
+            return False
+    return True
 
 
 class Rerun:
