@@ -148,7 +148,7 @@ class ScoreReconstruction(ScorePass):
             second = own.xx / max(seen.count, 1)
             alone = (second * (rows.T @ rows))[mine[:, :, None], mine[:, None, :]].sum()
             covariance = own.centred()[2] * (own.count / max(seen.count, 1))
-            found.append((Elimination.of(rows, covariance, mine, self.ridge), float(alone)))
+            found.append((Elimination.of(rows, covariance, mine, self.ridge, own.rows), float(alone)))
         return found
 
 

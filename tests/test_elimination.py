@@ -56,6 +56,19 @@ def test_scores_rank_in_the_order_and_sum_to_the_hull() -> None:
     assert scores[torch.tensor(order)].tolist() == pytest.approx([1.0, 3.0, 3.0, 9.0])
 
 
+@pytest.mark.parametrize("rows", [40, 64, 256])
+def test_losses_on_other_rows(rows: int) -> None:
+    """Independent columns cannot make up for each other; few rows look as if they could."""
+    torch.manual_seed(rows)
+    weight, x = torch.randn(3, 32, dtype=torch.float64), torch.randn(rows, 32, dtype=torch.float64)
+    columns, units = torch.arange(32)[:, None], torch.arange(32)
+    covariance = torch.cov(x.T)
+    true = weight.square().sum(0)
+    naive = Elimination.of(weight, covariance, columns, 1e-2).losses(units)
+    found = Elimination.of(weight, covariance, columns, 1e-2, rows).losses(units)
+    assert float((found / true).log().mean().abs()) < 0.5 * float((naive / true).log().mean().abs())
+
+
 def test_of_a_pair_of_equal_units_one_goes_for_free() -> None:
     """Magnitudes and gradients see two units that matter; with compensation the first of them costs nothing."""
     torch.manual_seed(0)
