@@ -11,7 +11,8 @@ class Moments:
     """Sums over rows of x x^T, x y^T, x, y and y^2, in float64; never the rows themselves."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        self.count = self.squares = 0.0
+        self.count = 0.0
+        self.rows = 0
         self.xx = torch.zeros(inputs, inputs, dtype=torch.float64)
         self.xy = torch.zeros(inputs, outputs, dtype=torch.float64)
         self.x = torch.zeros(inputs, dtype=torch.float64)
@@ -25,7 +26,7 @@ class Moments:
         """
         left, right = (x, y) if weights is None else (x * weights[:, None], y * weights[:, None])
         self.count += float(x.shape[0]) if weights is None else float(weights.double().sum())
-        self.squares += float(x.shape[0]) if weights is None else float(weights.double().square().sum())
+        self.rows += x.shape[0]
         self.xx += (left.T @ x).double().cpu()
         self.xy += (left.T @ y).double().cpu()
         self.x += left.double().sum(0).cpu()
@@ -34,7 +35,7 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         result = Moments(self.xx.shape[0], self.xy.shape[1])
-        for name in ("count", "squares", "xx", "xy", "x", "y", "yy"):
+        for name in ("count", "rows", "xx", "xy", "x", "y", "yy"):
             setattr(result, name, getattr(self, name) + getattr(other, name))
         return result
 
@@ -50,11 +51,6 @@ class Moments:
         mean_x, mean_y = self.x / self.count, self.y / self.count
         cov = self.xx / self.count - torch.outer(mean_x, mean_x)
         return mean_x, mean_y, cov, self.xy / self.count - torch.outer(mean_x, mean_y)
-
-    @property
-    def rows(self) -> float:
-        """As many rows of equal weight would be worth as much (Kish's effective sample size)."""
-        return self.count**2 / max(self.squares, 1e-30)
 
     @property
     def variance(self) -> float:
