@@ -110,11 +110,12 @@ def random_graphs(log: Path) -> str:
 
 
 def times(output: Path) -> str:
-    """What `tools/bench_group.py` printed."""
+    """What `tools/bench_group.py` printed, without the progress bars of the libraries that loaded the models."""
     if not output.is_file():
         return ""
     head = "## Time of the analysis\n\n`python tools/bench_group.py`, processor time, best of five:\n\n"
-    return f"{head}```text\n{output.read_text().rstrip()}\n```\n"
+    table = "\n".join(line for line in output.read_text().splitlines() if " nodes " in line)
+    return f"{head}```text\n{table}\n```\n"
 
 
 def _median(some: Iterable[Survey], what: str) -> str:
