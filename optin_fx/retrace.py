@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
@@ -18,6 +17,8 @@ from optin_fx.program import Program, at_least_two_rows
 
 def retrace(module: fx.GraphModule, source: Program, *, provenance: Mapping[str, Any]) -> Program:
     """Export `module`, an edited copy of `source`'s graph, with the dynamic dims of `source`."""
+    from torch._dynamo.exc import UserError  # late: it takes as long as all of optin_fx, and tracing needs it anyway
+
     args, kwargs = _two_rows_where_dynamic(source)
     shapes = dynamic_shapes_of(source.exported, source.args, source.kwargs)
     try:

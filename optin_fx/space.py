@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -87,6 +87,27 @@ class Space:
                 open_groups.discard(name)
             elif counts[name] >= self.most[name]:
                 open_groups.discard(name)
+
+    def gains_per(self, prices: Mapping[str, float]) -> dict[str, torch.Tensor]:
+        """Scores for what they cost."""
+        return {name: gains / prices[name] for name, gains in self.gains.items()}
+
+    def settled(self, select_at: Callable[[Mapping[str, float], Counts], Counts], rounds: int) -> Counts:
+        """The selection of most score among those at the prices of the selection before, until it repeats.
+
+        Prices change with the widths, as a filter costs what its neighbours are wide. All of it, if the budget allows that.
+        """
+        best = counts = self.whole()
+        if self.bound.holds(counts):
+            return counts
+        for number in range(rounds):
+            found = select_at(self.prices(counts), counts)
+            if number == 0 or self.value(found) > self.value(best):
+                best = found
+            if found == counts:
+                break
+            counts = found
+        return best
 
     def prices(self, counts: Mapping[str, int]) -> dict[str, float]:
         """What one more unit of each group costs at some counts, as a share of the budget; above zero."""

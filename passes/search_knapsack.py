@@ -61,8 +61,7 @@ class SearchKnapsack(BudgetedSearch):
             if found is None:
                 return counts
             if space.bound.holds(found):
-                prices = space.prices(found)
-                space.spend(found, {name: gains / prices[name] for name, gains in space.gains.items()})
+                space.spend(found, space.gains_per(space.prices(found)))
                 return found
             extents = space.bound.model.extents(found)
             exact = np.array([c.measure(extents) for c in space.bound.ceilings])

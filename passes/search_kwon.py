@@ -30,22 +30,13 @@ class SearchKwon(BudgetedSearch):
 
     def choose(self, space: Space) -> Counts:
         """Counts per group of the best selection found, by score kept."""
-        counts = space.whole()
-        if space.bound.holds(counts):
-            return counts
-        best: tuple[float, Counts] | None = None
-        for _ in range(self.rounds):
-            prices = space.prices(counts)
+
+        def select_at(prices: Mapping[str, float], counts: Counts) -> Counts:
             found = _within(space, prices, counts)
-            space.spend(found, {name: gains / prices[name] for name, gains in space.gains.items()})
-            value = space.value(found)
-            if best is None or value > best[0]:
-                best = (value, found)
-            if found == counts:
-                break
-            counts = found
-        assert best is not None
-        return best[1]
+            space.spend(found, space.gains_per(prices))
+            return found
+
+        return space.settled(select_at, self.rounds)
 
 
 def _within(space: Space, prices: Mapping[str, float], counts: Counts) -> Counts:

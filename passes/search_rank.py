@@ -37,23 +37,14 @@ class SearchRank(BudgetedSearch):
         balanced = self.least(space.groups, space.step, max(self.min_keep, self.balance * space.bound.share()))
         if space.bound.holds(balanced):
             space = replace(space, least=balanced)
-        counts = space.whole()
-        if space.bound.holds(counts):
-            return counts
-        best: tuple[float, Counts] | None = None
-        for _ in range(self.rounds):
-            prices = space.prices(counts)
-            worth = {name: gains / (prices[name] if space.additive else 1.0) for name, gains in space.gains.items()}
+
+        def select_at(prices: Mapping[str, float], counts: Counts) -> Counts:
+            worth = space.gains_per(prices) if space.additive else space.gains
             found = _threshold(space, worth)
             space.spend(found, worth)
-            value = space.value(found)
-            if best is None or value > best[0]:
-                best = (value, found)
-            if found == counts:
-                break
-            counts = found
-        assert best is not None
-        return best[1]
+            return found
+
+        return space.settled(select_at, self.rounds)
 
 
 def _threshold(space: Space, worth: Mapping[str, torch.Tensor]) -> Counts:
