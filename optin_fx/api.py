@@ -17,7 +17,7 @@ from optin_fx.data import batches_of
 from optin_fx.pipeline import Pass, Pipeline, State, find_pass
 from optin_fx.plan import Plan
 from optin_fx.program import Program, trace
-from optin_fx.recipe import Callback, make_recipe, prune_in_steps, prune_scored
+from optin_fx.recipe import DEFAULT_SCORE, Callback, make_recipe, prune_in_steps, prune_scored
 from optin_fx.scores import Scores
 from optin_fx.verifying import Agreement, verify
 from optin_fx.writeback import WriteBack, apply_to
@@ -121,7 +121,7 @@ def prune(
     dynamic_shapes: Any = None,
     *,
     data: Iterable[Any] | torch.Tensor | None = None,
-    score: str | Pass = "trajectory-sketch",
+    score: str | Pass = DEFAULT_SCORE,
     budget: str = "flops <= 50%",
     search: str | Pass = "rank",
     rearrange: bool | str | Pass = False,
@@ -161,7 +161,7 @@ def prune_family(
     dynamic_shapes: Any = None,
     *,
     data: Iterable[Any] | torch.Tensor | None = None,
-    score: str | Pass = "trajectory-sketch",
+    score: str | Pass = DEFAULT_SCORE,
     budget: str = "flops <= 90,80,70,60,50%",
     search: str | Pass = "rank",
     rearrange: bool | str | Pass = False,

@@ -54,7 +54,7 @@ def parts_of(program: Program, batches: Sequence[Batch], most: int) -> list[Part
 
 def has_fixed_rows(program: Program) -> bool:
     """Whether the program was traced for one batch size only."""
-    fakes = [n.meta.get("val") for n in program.graph_module.graph.nodes if n.op == "placeholder"]
+    fakes = [node.meta.get("val") for node in program.placeholders]
     return any(isinstance(fake, torch.Tensor) and fake.dim() and isinstance(fake.shape[0], int) for fake in fakes)
 
 

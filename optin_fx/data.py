@@ -99,7 +99,7 @@ def _check(program: Program, batch: Batch, number: int) -> None:
     wanted, wanted_spec = pytree.tree_flatten((program.args, dict(program.kwargs)))
     if given_spec != wanted_spec:
         raise DataError("the batch is structured otherwise than the example inputs", at=at, fix=f"give it the structure {wanted_spec}")
-    fakes = [n.meta.get("val") for n in program.graph_module.graph.nodes if n.op == "placeholder"]
+    fakes = [node.meta["val"] for node in program.placeholders]
     for i, (a, b) in enumerate(zip(given, wanted, strict=True)):
         name = program.input_names[i] if i < len(program.input_names) else f"input {i}"
         if isinstance(a, torch.Tensor) != isinstance(b, torch.Tensor):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,8 +13,10 @@ import numpy as np
 import torch
 
 from optin_fx.costs import cost_model
+from optin_fx.digests import digest
 from optin_fx.environment import environment
 from optin_fx.errors import OptinError
+from optin_fx.files import write_whole
 from optin_fx.groups import group
 from optin_fx.latency import measure
 from optin_fx.lowering import parse_target
@@ -158,6 +159,8 @@ def build(
     folder = cache or Path(os.environ.get("OPTIN_FX_CACHE") or Path.home() / ".cache" / "optin-fx").expanduser() / "latency"
     parsed, values = parse_target(target), node_values(program)
     groups = {g.name: g for g in group(program).free}
+    machine = environment()
+    around = [machine[name] for name in ("cpu", "cpus", "cpu_features", "gpu", "cuda_driver", "versions")]
     known: dict[str, Curve] = {}
     curves: dict[str, Curve] = {}
     for name in groups if names is None else names:
@@ -167,15 +170,14 @@ def build(
         except OptinError as error:  # cut out, the part is no program that can be traced or shrunk: the group is taken to save nothing
             curves[name] = Curve((widths[-1],), (0.0,), (0.0,), f"not measured: {str(error).splitlines()[0]}")
             continue
-        key = _key(region, parsed.text, widths)
+        key = digest([around, torch.get_num_threads(), parsed.text, region.signature, list(widths)])
         path, cached = folder / f"{key}.json", True
         if key not in known:
             if path.is_file():
                 known[key] = Curve.from_facts(json.loads(path.read_text()))
             else:
                 known[key], cached = _measured(region, parsed.text, widths, repeats), False
-                folder.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(asdict(known[key])))
+                write_whole(path, json.dumps(asdict(known[key])))
         curves[name] = known[key]
         if on_group:
             on_group(name, curves[name], cached)
@@ -206,12 +208,6 @@ def _measured(region: Region, target: str, widths: Sequence[int], repeats: Repea
     rows = [report.latency(str(width)) for width in widths]
     seconds = [float(np.percentile(row.samples_ms, FASTEST)) / 1e3 for row in rows]
     return Curve(tuple(widths), tuple(seconds), tuple(round(row.spread, 4) for row in rows))
-
-
-def _key(region: Region, target: str, widths: Sequence[int]) -> str:
-    around = environment()
-    facts = [around[name] for name in ("cpu", "cpus", "cpu_features", "gpu", "cuda_driver", "versions")]
-    return hashlib.sha256(json.dumps([facts, target, torch.get_num_threads(), region.signature, list(widths)]).encode()).hexdigest()[:24]
 
 
 def _corner(widths: Sequence[int], seconds: Sequence[float]) -> tuple[float, float, float]:

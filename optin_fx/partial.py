@@ -7,14 +7,13 @@ each item that brings rows. Files are replaced whole, so a kill at any moment le
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from optin_fx.errors import SaveError
+from optin_fx.files import replacing, saving
 
 
 class Partial:
@@ -67,18 +66,10 @@ class Partial:
     def _write(self, path: Path, tensors: Mapping[str, torch.Tensor], facts: dict[str, str]) -> None:
         from safetensors.torch import save_file
 
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_suffix(".new")
-            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, fresh, metadata=facts)
-            os.replace(fresh, path)
-        except OSError as error:
-            raise SaveError(
-                f"cannot write the partial result: {error.strerror or error}",
-                at=str(path),
-                so="an interruption would lose everything",
-                fix="choose another place for partial results, or none",
-            ) from error
+        whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        so, fix = "an interruption would lose everything", "choose another place for partial results, or none"
+        with saving("the partial result", path, so=so, fix=fix), replacing(path) as fresh:
+            save_file(whole, fresh, metadata=facts)
 
 
 def remove(folder: Path) -> None:

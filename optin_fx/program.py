@@ -22,7 +22,8 @@ from torch.utils import _pytree as pytree
 from optin_fx.attributes import attribute, share_memory_as, unique_storages
 from optin_fx.caches import cache_leaves, register_caches
 from optin_fx.containers import class_names, in_lists, register_by_name, register_containers
-from optin_fx.errors import LoadError, PlanError, SaveError, TraceError
+from optin_fx.errors import LoadError, PlanError, TraceError
+from optin_fx.files import saving
 from optin_fx.inline import inline_grad_regions
 from optin_fx.training import switchable
 
@@ -127,8 +128,12 @@ class Program:
     def state_inputs(self) -> frozenset[str]:
         """Names of the placeholders that lie in a cache."""
         places = cache_leaves(self.exported.call_spec.in_spec)
-        nodes = [node for node in self.graph_module.graph.nodes if node.op == "placeholder"]
-        return frozenset(node.name for place, node in enumerate(nodes) if place in places)
+        return frozenset(node.name for place, node in enumerate(self.placeholders) if place in places)
+
+    @property
+    def placeholders(self) -> list[fx.Node]:
+        """The graph's inputs, in the order of the flat example inputs."""
+        return [node for node in self.graph_module.graph.nodes if node.op == "placeholder"]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -162,21 +167,13 @@ class Program:
         if class_names(inputs):  # torch would pickle the user's objects, and refuse to read them
             exported = copy.copy(exported)
             exported._example_inputs = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with saving("the program", path):
             path.open("ab").close()  # torch's own writer says less about why it cannot
             torch.export.save(
                 exported,
                 path,
                 extra_files={EXTRA_FILE: json.dumps(facts), "optin_fx_examples.hex": examples.getvalue().hex()},
             )
-        except OSError as error:
-            raise SaveError(
-                f"cannot write the program: {error.strerror or error}",
-                at=str(path),
-                so="nothing was saved",
-                fix="choose a folder that exists and that you may write to",
-            ) from error
         return path
 
 

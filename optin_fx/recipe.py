@@ -20,6 +20,9 @@ from optin_fx.program import Program
 
 Callback = Callable[[Pass, State, float], None]
 
+DEFAULT_SCORE = "trajectory-sketch"
+"""Label-free, about three forward passes, and robust on every task tried (docs/results/quality.md)."""
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from optin_fx.errors import SaveError
+from optin_fx.files import saving
 from optin_fx.report import Report
 
 
@@ -37,10 +37,6 @@ def plot(report: Report, path: Path) -> Path:
         0.01, -0.02, f"{machine.get('gpu') or machine.get('cpu')}, {report.protocol['threads']} threads, {report.protocol['precision']}; "
         f"interleaved, median of {len(report.latencies[0].samples_ms)} samples", fontsize=8, va="top",
     )  # fmt: skip
-    try:
+    with saving("the plot", path):
         figure.savefig(path, bbox_inches="tight", dpi=120)
-    except OSError as error:
-        raise SaveError(
-            f"cannot write the plot: {error.strerror or error}", at=str(path), fix="choose a folder that exists and that you may write to"
-        ) from error
     return path

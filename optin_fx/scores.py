@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from optin_fx.errors import LoadError, SaveError, ScoreError
+from optin_fx.errors import LoadError, ScoreError
+from optin_fx.files import saving
 from optin_fx.groups import Groups
 from optin_fx.program import Program
 
@@ -86,11 +87,8 @@ class Scores:
         tensors = {f"score/{name}": v.contiguous() for name, v in self.values.items()}
         tensors |= {f"extra/{name}": v.contiguous() for name, v in self.extra.items()}
         facts = {"method": self.method, "fingerprint": self.fingerprint, "additive": self.additive, "provenance": dict(self.provenance)}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with saving("the scores", path):
             save_file(tensors, path, metadata={"optin_fx": json.dumps(facts)})
-        except OSError as error:
-            raise SaveError(f"cannot write the scores: {error}", at=str(path), fix="choose a folder that you may write to") from error
         return path
 
     @classmethod

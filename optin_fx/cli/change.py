@@ -18,6 +18,7 @@ from optin_fx.cli.sizes import DEFAULT, with_sizes
 from optin_fx.data import batches_of
 from optin_fx.errors import BudgetError, PlanError
 from optin_fx.models import Sizes, find_model, read_model
+from optin_fx.recipe import DEFAULT_SCORE
 from optin_fx.scores import Scores
 
 PlanFile = Annotated[Path, typer.Option("--plan", help="plan.json, as `search` or `prune` wrote it")]
@@ -40,7 +41,7 @@ def read_plan(path: Path) -> ofx.Plan:
 def search(
     model: options.Model,
     budget: options.Budget = "flops <= 50%",
-    score: options.Score = "trajectory-sketch",
+    score: options.Score = DEFAULT_SCORE,
     data: options.Data = None,
     scores: Annotated[Path | None, typer.Option("--scores", help="scores that `score --out` wrote, in place of --score and --data")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the plan to this .json file")] = None,
@@ -110,7 +111,7 @@ def verify(
 def prune(
     model: options.Model,
     budget: options.Budget = "flops <= 50%",
-    score: options.Score = "trajectory-sketch",
+    score: options.Score = DEFAULT_SCORE,
     data: options.Data = None,
     search: Annotated[str, typer.Option("--search", metavar="NAME", help="how units are chosen: rank, kwon or knapsack")] = "rank",
     rearrange: Annotated[

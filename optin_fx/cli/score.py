@@ -17,6 +17,7 @@ from optin_fx.cli.output import say, show, writable_file
 from optin_fx.cli.sizes import DEFAULT, with_sizes
 from optin_fx.execution import execution
 from optin_fx.models import Sizes, read_model
+from optin_fx.recipe import DEFAULT_SCORE
 from optin_fx.scores import Scores
 
 
@@ -25,7 +26,7 @@ def score(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="model.pt2, package.module:factory, timm:NAME or hf:NAME_OR_FOLDER")
     ] = None,
-    score: options.Score = "trajectory-sketch",
+    score: options.Score = DEFAULT_SCORE,
     data: options.Data = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the scores to this .safetensors file")] = None,
     annotate: Annotated[

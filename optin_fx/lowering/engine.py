@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from optin_fx.errors import LoweringError, SaveError
+from optin_fx.errors import LoweringError
+from optin_fx.files import saving
 from optin_fx.lowering.closeness import Closeness
 from optin_fx.lowering.signature import Signature
 
@@ -70,7 +71,7 @@ class Engine(ABC):
         inputs = self.signature.flatten(args, kwargs)
         home = inputs[0].device if inputs else torch.device("cpu")
         outputs = self.run([tensor.to(self.device) for tensor in inputs])
-        return self.signature.unflatten([tensor.to(home) for tensor in outputs])
+        return self.signature.unflatten([tensor.to(home) for tensor in outputs], inputs)
 
     def require_runnable(self) -> None:
         if self.cannot_run:
@@ -107,8 +108,7 @@ class Engine(ABC):
         path = Path(path)
         if not path.suffix:
             path = path.with_suffix(self.suffix)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with saving("the engine", path, so="nothing usable was saved"):
             files = self._write(path)
             sidecar = {
                 "format": FORMAT,
@@ -119,13 +119,6 @@ class Engine(ABC):
                 "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files},
             }
             sidecar_path(path).write_text(json.dumps(sidecar, indent=1))
-        except OSError as error:
-            raise SaveError(
-                f"cannot write the engine: {error.strerror or error}",
-                at=str(path),
-                so="nothing usable was saved",
-                fix="choose a folder that exists and that you may write to",
-            ) from error
         return path
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from optin_fx.api import prune
 from optin_fx.plan import Plan
 from optin_fx.program import Program
+from optin_fx.recipe import DEFAULT_SCORE
 from optin_fx.rewriting import rewrite
 
 
@@ -39,7 +40,7 @@ class PruneStep:
         """
         if self.plan is not None:
             return rewrite(program, self.plan), self.plan
-        score = self.score or ("magnitude" if self.data is None else "trajectory-sketch")
+        score = self.score or ("magnitude" if self.data is None else DEFAULT_SCORE)
         compensate = self.data is not None
         result = prune(program, data=self.data, score=score, budget=self.budget, compensate=compensate, **self.search_options)
         return result.program, result.plan

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import optin_fx as ofx
 from optin_fx.errors import LoadError
+from optin_fx.files import write_whole
 from optin_fx.timing import Repeats
 
 DENSE = "dense"
@@ -46,11 +47,8 @@ class Cell:
             return None
 
     def write(self, folder: Path, report: ofx.Report) -> None:
-        """Keep a report; a half-written file is never seen."""
-        path = self.file(folder)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps({"cell": asdict(self), "report": json.loads(report.to_json())}))
-        unfinished.replace(path)
+        """Keep a report."""
+        write_whole(self.file(folder), json.dumps({"cell": asdict(self), "report": json.loads(report.to_json())}))
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks import cache
+
+from optin_fx.files import write_whole
 
 REVISION = "1"
 """Raise it when code that cells depend on changes what they hold; older cells are then computed again."""
@@ -88,11 +89,7 @@ class Store:
         return _result(json.loads(path.read_text())) if path.exists() else None
 
     def write(self, result: Result) -> None:
-        path = self._path(result.cell)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        scratch.write_text(json.dumps(asdict(result), indent=1) + "\n")
-        scratch.replace(path)
+        write_whole(self._path(result.cell), json.dumps(asdict(result), indent=1) + "\n")
 
     def scores(self, key: str) -> Path:
         """Where the scores of that key are kept."""
