@@ -14,6 +14,7 @@ from optin_fx.branches import removable
 from optin_fx.dims import Axis, Pin, leaves, terms_of
 from optin_fx.errors import PlanError
 from optin_fx.program import Program
+from optin_fx.source_lines import user_line
 
 if TYPE_CHECKING:
     import networkx
@@ -265,11 +266,7 @@ def _common_module(parameters: list[str]) -> str:
 def source_of(analysis: Analysis, node_name: str) -> str:
     """The user's source line of a node, `file:line`, from what torch.export recorded."""
     node = analysis.once(_nodes_by_name).get(node_name)
-    lines = [t for t in str(node.meta.get("stack_trace") or "").splitlines() if t.strip().startswith("File ")] if node else []
-    if not lines:
-        return ""
-    file, _, rest = lines[-1].strip().removeprefix('File "').partition('", line ')
-    return f"{file.rsplit('/', 1)[-1]}:{rest.split(',')[0]}"
+    return (user_line(node.meta.get("stack_trace")) or "").rsplit("/", 1)[-1] if node else ""
 
 
 def _nodes_by_name(analysis: Analysis) -> dict[str, fx.Node]:

@@ -87,7 +87,8 @@ def flat_module(program: Program) -> fx.GraphModule:
     copied: dict[fx.Node, fx.Node] = {}
     result = graph.graph_copy(module.graph, copied)
     leaves = pytree.tree_leaves(result)
-    graph.output([leaf for leaf in leaves if isinstance(leaf, fx.Node)])
+    graph.output([leaf for leaf in leaves if isinstance(leaf, fx.Node) and isinstance(leaf.meta.get("val"), torch.Tensor)])
+    graph.eliminate_dead_code()
     for node in list(graph.nodes):
         if node.op == "placeholder" and not isinstance(node.meta.get("val"), torch.Tensor):
             graph.erase_node(node)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from optin_fx.program import Program
+from optin_fx.source_lines import user_line
 
 
 def reason(error: BaseException) -> str:
@@ -30,8 +31,8 @@ def refused_node(error: BaseException, program: Program) -> str | None:
             exact = [node for node in nodes if node.name == found[1]]
             # the exporter speaks of its decomposed graph, where names have changed
             node = next(iter(exact or [node for node in nodes if op in str(node.target)]), None)
-            trace = str(node.meta.get("stack_trace") or "") if node is not None else _plain(cause).partition("Original traceback:")[2]
-            lines = re.findall(r'File "([^"]+)", line (\d+)', trace)
-            return f"%{found[1]} ({found[2]})" + (f", {lines[-1][0]}:{lines[-1][1]}" if lines else "")
+            told = _plain(cause).partition("Original traceback:")[2]
+            line = user_line(told) or (user_line(node.meta.get("stack_trace")) if node is not None else None)
+            return f"%{found[1]} ({found[2]})" + (f", {line}" if line else "")
         cause = cause.__cause__
     return None

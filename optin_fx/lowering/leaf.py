@@ -10,7 +10,7 @@ import torch
 from torch.export.graph_signature import ConstantArgument
 
 from optin_fx.errors import LoweringError
-from optin_fx.lowering.symbols import Size, sizes_of
+from optin_fx.lowering.symbols import Size, evaluated, names_in, renamed, sizes_of
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,9 @@ class Leaf:
     Attributes:
         name: stable name: the program's placeholder for inputs, the place in the output structure for outputs.
         dtype: `float32`, `int64`, ...; `None` for a leaf that is no tensor.
-        sizes: one int, or one text over the symbols' names, per dim.
-        constant: the value of a leaf that is no tensor (None, a bool, a number, a text).
+        sizes: one int, or one text over the symbols' names, per dim. Of a number that follows from the inputs' sizes, such as
+            the length of a cache: that number alone.
+        constant: the value of any other leaf that is no tensor (None, a bool, a number, a text).
     """
 
     name: str
@@ -34,11 +35,29 @@ class Leaf:
         return self.dtype is not None
 
     @property
+    def is_size(self) -> bool:
+        return self.dtype is None and bool(self.sizes)
+
+    def number(self, symbols: Mapping[str, int]) -> Any:
+        """The value of a leaf that is no tensor, where the symbols have these sizes."""
+        return evaluated(self.sizes[0], symbols) if self.is_size else self.constant
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, str(self.dtype))
 
 
-def leaf_of(arg: Any, name: str, values: Mapping[str, Any], symbols: Mapping[str, str]) -> Leaf:
+def leaf_of(arg: Any, name: str, values: Mapping[str, Any], symbols: Mapping[str, str], *, follows: bool = False) -> Leaf:
+    """The leaf of an input or output that a program's signature calls `arg`.
+
+    Args:
+        values: fake values by node name.
+        symbols: torch's symbols (`s77`) and their names.
+        follows: a number may stand here that the sizes of the inputs give.
+
+    Raises:
+        LoweringError: neither a tensor nor a constant, nor such a number.
+    """
     if isinstance(arg, ConstantArgument):
         return Leaf(name, None, (), arg.value)
     value = values.get(arg.name)
@@ -46,9 +65,12 @@ def leaf_of(arg: Any, name: str, values: Mapping[str, Any], symbols: Mapping[str
         return Leaf(name, str(value.dtype).removeprefix("torch."), sizes_of(value, symbols))
     if value is None or isinstance(value, bool | int | float | str):
         return Leaf(name, None, (), value)
+    size = renamed(str(value), symbols)
+    if follows and isinstance(value, torch.SymInt) and names_in(size) <= set(symbols.values()):
+        return Leaf(name, None, (size,))
     raise LoweringError(
-        f"{name} is a symbolic {type(value).__name__}, not a tensor",
-        so="engines take and return tensors only",
+        f"{name} is a symbolic {type(value).__name__}, {value}, that the sizes of the inputs do not give",
+        so="engines take and return tensors, and such numbers as follow from sizes",
         fix="give the size as a tensor's shape, or trace the model with a fixed number",
     )
 

@@ -7,17 +7,22 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.export import ExportedProgram
+from torch import fx, nn
+from torch.export import ExportedProgram, ModuleCallEntry
+from torch.export.graph_signature import ExportGraphSignature, OutputKind, TensorArgument
+from torch.utils import _pytree as pytree
 
 from optin_fx.errors import LoweringError, MissingExtra
 from optin_fx.lowering.exporter_error import reason, refused_node
 from optin_fx.lowering.onnx_names import name_graph
+from optin_fx.lowering.onnx_replacing import exportable
 from optin_fx.lowering.onnx_shapes import make_shapes_constant
+from optin_fx.lowering.onnx_translations import translations
 from optin_fx.lowering.precision import in_precision
 from optin_fx.lowering.signature import Signature
 from optin_fx.program import Program
@@ -57,8 +62,7 @@ def to_onnx(program: Program, signature: Signature, *, precision: str = "fp32", 
             so="Conv takes no bfloat16 before that",
             fix=f"leave opset out, or pass {OPSET_BF16}",
         )
-    precise = in_precision(program, precision)
-    leaf_count = len(signature.tensor_outputs)
+    precise = exportable(in_precision(program, precision))
     try:
         with quiet_exporter(), torch.no_grad():
             exported = torch.onnx.export(
@@ -69,6 +73,7 @@ def to_onnx(program: Program, signature: Signature, *, precision: str = "fp32", 
                 opset_version=opset,
                 optimize=optimize,
                 verbose=False,
+                custom_translation_table=translations(precise.exported.graph),
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise LoweringError(
@@ -80,10 +85,10 @@ def to_onnx(program: Program, signature: Signature, *, precision: str = "fp32", 
     if exported is None:
         raise LoweringError("the ONNX exporter returned nothing", fix="lower to eager, inductor or aotinductor")
     model = exported.model
-    if len(model.graph.outputs) != leaf_count or len(model.graph.inputs) != len(signature.tensor_inputs):
+    if len(model.graph.outputs) != len(signature.tensor_outputs) or len(model.graph.inputs) != len(signature.tensor_inputs):
         raise LoweringError(
             f"the ONNX graph has {len(model.graph.inputs)} inputs and {len(model.graph.outputs)} outputs, "
-            f"the program {len(signature.tensor_inputs)} and {leaf_count}",
+            f"the program {len(signature.tensor_inputs)} and {len(signature.tensor_outputs)}",
             so="outputs cannot be matched with the model's",
             fix="return plain tensors from the model, and do not update buffers in forward",
         )
@@ -95,31 +100,48 @@ def to_onnx(program: Program, signature: Signature, *, precision: str = "fp32", 
 
 
 def _exportable(exported: ExportedProgram) -> ExportedProgram:
-    """The same program, for the exporter: without gradients and without shape guards.
+    """The same program, for the exporter: without gradients, without shape guards, and returning tensors only.
 
     With a gradient, the exporter decomposes attention twice, with two layouts, and a `view` of it fails (seen in T5). Guards are
-    written by torch in terms of a local called L, which a `forward(*args)` does not have; sizes are checked by `Signature`.
+    written by torch in terms of a local called L, which a `forward(*args)` does not have; sizes are checked by `Signature`, which
+    also knows what else the program returns.
     """
     graph = copy.deepcopy(exported.graph)
     for node, original in zip(graph.nodes, exported.graph.nodes, strict=True):
         node.name = original.name  # a copy calls `input` `input_1`, and the signature speaks of names
         if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):
             node.meta["val"] = node.meta["val"].detach()
+    signature, calls = _tensors_only(graph, exported)
     # by identity, so that tied weights stay one
     weights = {id(value): _without_gradient(value) for value in exported.state_dict.values()}
     prepared = ExportedProgram(
         root=exported.graph_module,
         graph=graph,
-        graph_signature=exported.graph_signature,
+        graph_signature=signature,
         state_dict={name: weights[id(value)] for name, value in exported.state_dict.items()},
         range_constraints=exported.range_constraints,
-        module_call_graph=exported.module_call_graph,
+        module_call_graph=calls,
         example_inputs=exported.example_inputs,
         constants=exported.constants,
         verifiers=exported.verifiers,
     )
     prepared._guards_code = []
     return prepared
+
+
+def _tensors_only(graph: fx.Graph, exported: ExportedProgram) -> tuple[ExportGraphSignature, list[ModuleCallEntry]]:
+    """Leave all but tensors out of what the graph returns; the signature and the call structure that go with it."""
+    (output,) = graph.find_nodes(op="output")
+    specs = exported.graph_signature.output_specs
+    kept = [(value, spec) for value, spec in zip(output.args[0], specs, strict=True) if isinstance(spec.arg, TensorArgument)]
+    output.args = (tuple(value for value, _ in kept),)
+    signature = replace(exported.graph_signature, output_specs=[spec for _, spec in kept])
+    calls = list(exported.module_call_graph)
+    if calls[0].signature is not None:
+        returned = [spec.arg for _, spec in kept if spec.kind is OutputKind.USER_OUTPUT]
+        flat = replace(calls[0].signature, outputs=returned, out_spec=pytree.tree_structure(tuple(returned)))
+        calls[0] = replace(calls[0], signature=flat)
+    return signature, calls
 
 
 def _without_gradient(value: torch.Tensor) -> torch.Tensor:

@@ -68,7 +68,7 @@ class Signature:
                 bounds[symbols[str(symbol)]] = (int(low), int(high) if high.isdigit() else None)
         return Signature(
             inputs=tuple(leaf_of(arg, arg.name, values, symbols) for arg in user_inputs),
-            outputs=tuple(leaf_of(arg, name, values, symbols) for arg, name in zip(user_outputs, output_names, strict=True)),
+            outputs=tuple(leaf_of(arg, name, values, symbols, follows=True) for arg, name in zip(user_outputs, output_names, strict=True)),
             bounds={name: bounds.get(name, (0, None)) for name in symbols.values()},
             in_spec=pytree.treespec_dumps(in_spec),
             out_spec=pytree.treespec_dumps(out_spec),
@@ -128,11 +128,15 @@ class Signature:
         args, kwargs = pytree.tree_unflatten([next(rest) if leaf.is_tensor else leaf.constant for leaf in self.inputs], self._specs[0])
         return args, kwargs
 
-    def unflatten(self, tensors: Sequence[torch.Tensor]) -> Any:
-        """The model's output structure around the tensors of `tensor_outputs`."""
-        rest = iter(tensors)
-        leaves = [next(rest) if leaf.is_tensor else leaf.constant for leaf in self.outputs]
+    def unflatten(self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> Any:
+        """The model's output structure around the tensors of `tensor_outputs`, with the numbers that the sizes of `inputs` give."""
+        rest, sizes = iter(outputs), self._sizes(inputs)
+        leaves = [next(rest) if leaf.is_tensor else leaf.number(sizes) for leaf in self.outputs]
         return pytree.tree_unflatten(leaves, self._specs[1])
+
+    def _sizes(self, inputs: Sequence[torch.Tensor]) -> dict[str, int]:
+        pairs = zip(self.tensor_inputs, inputs, strict=True)
+        return {str(name): size for leaf, value in pairs for name, size in zip(leaf.sizes, value.shape, strict=True)}
 
     def _leaves(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         args_spec, kwargs_spec = self._specs[0].children()

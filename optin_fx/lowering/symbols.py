@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -48,6 +50,59 @@ def sizes_of(tensor: torch.Tensor, symbols: Mapping[str, str]) -> tuple[Size, ..
 def renamed(expression: str, symbols: Mapping[str, str]) -> str:
     """`expression` with every known symbol replaced by its name."""
     return re.sub(r"[A-Za-z_]\w*", lambda match: symbols.get(match[0], match[0]), expression)
+
+
+def names_in(expression: str) -> set[str]:
+    """The symbols that an expression is written in."""
+    return {node.id for node in ast.walk(ast.parse(expression, mode="eval")) if isinstance(node, ast.Name)} - set(_FUNCTIONS)
+
+
+def evaluated(expression: Size, sizes: Mapping[str, int]) -> int:
+    """What an expression over symbols is, where they have these sizes: `2*batch` -> 6.
+
+    Only arithmetic on whole numbers is read, since expressions come from files, too.
+
+    Raises:
+        LoweringError: another operation, or a symbol without a size.
+    """
+
+    def value(node: ast.expr) -> int:
+        match node:
+            case ast.Constant(value=int(number)):
+                return number
+            case ast.Name(id=name) if name in sizes:
+                return sizes[name]
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -value(operand)
+            case ast.BinOp(left=left, op=operation, right=right) if type(operation) in _OPERATIONS:
+                return _OPERATIONS[type(operation)](value(left), value(right))
+            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
+                return _FUNCTIONS[name](*map(value, arguments))
+        raise LoweringError(
+            f"{ast.unparse(node)} cannot be computed from the inputs' sizes",
+            at=str(expression),
+            fix=f"use whole numbers, {', '.join(sizes)}, and the operations that torch writes sizes with",
+        )
+
+    return value(ast.parse(str(expression), mode="eval").body)
+
+
+_OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+_FUNCTIONS: dict[str, Callable[..., int]] = {
+    "Max": max,
+    "Min": min,
+    "Mod": operator.mod,
+    "PythonMod": operator.mod,
+    "FloorDiv": operator.floordiv,
+    "CleanDiv": operator.floordiv,
+}
 
 
 def _is_symbol(size: Any) -> bool:

@@ -23,6 +23,7 @@ from optin_fx.lowering.onnx_model import write_onnx
 from optin_fx.lowering.signature import Signature
 from optin_fx.lowering.tensorrt_cache import keep_timing_cache, use_timing_cache
 from optin_fx.lowering.tensorrt_layers import network_layers
+from optin_fx.source_lines import user_line
 
 # SM75 has no fp32 products in TensorRT-RTX; SM90 and SM100 are not offered by it at all: those need full TensorRT.
 CAPABILITIES = ("SM80", "SM86", "SM89", "SM120", "SM121")
@@ -231,9 +232,4 @@ def _refused(trt: Any, parser: Any, model: Any) -> LoweringError:
 
 def source_line(node: Any) -> str | None:
     """The line of the model that an ONNX node comes from."""
-    frames = [text.strip() for text in str(node.metadata_props.get("pkg.torch.onnx.stack_trace", "")).splitlines() if "File " in text]
-    if not frames:
-        return None
-    parts = frames[-1].split('"')
-    number = frames[-1].partition("line ")[2].partition(",")[0]
-    return f"{parts[1]}:{number}" if len(parts) > 1 else None
+    return user_line(node.metadata_props.get("pkg.torch.onnx.stack_trace"))

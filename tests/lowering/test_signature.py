@@ -44,7 +44,7 @@ def test_flatten_and_unflatten_are_each_other_s_inverse(structured: ofx.Program,
     assert again[1]["flag"] is True
     assert torch.equal(again[0][0]["x"], args[0]["x"])
     outputs = [torch.zeros(1) for _ in signature.tensor_outputs]
-    structure = signature.unflatten(outputs)
+    structure = signature.unflatten(outputs, tensors)
     assert structure["none"] is None
     assert isinstance(structure["pair"], tuple)
     assert structure["best"] is outputs[3]
