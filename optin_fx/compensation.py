@@ -9,15 +9,10 @@ import torch
 
 from optin_fx.moments import Moments, Refit, offset_only, ridge, scales
 
-LEVELS, TARGETS, MODES, ROW_WEIGHTS = (
-    ("none", "bias", "scale", "affine"),
-    ("own", "dense", "residual"),
-    ("sequential", "parallel"),
-    (
-        "uniform",
-        "gradient",
-    ),
-)
+LEVELS = ("none", "bias", "scale", "affine")
+TARGETS = ("own", "dense", "residual")
+MODES = ("sequential", "parallel")
+ROW_WEIGHTS = ("uniform", "gradient")
 LARGEST_SCALE = 10.0
 """Scales of units beyond this, or below its negative, are refused for the layer (Kwon et al. stop their whole loop there)."""
 

@@ -1,0 +1,158 @@
+"""One consumer of a pruned group refitted: moments of what it reads against what it should give, batch by batch, then the solution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from optin_fx.analysis import Consumer
+from optin_fx.branches import Branch, branch_of, branch_scale
+from optin_fx.compensation import Compensation, Refitted, Solution, solve
+from optin_fx.dims import positions
+from optin_fx.lockstep import Lockstep
+from optin_fx.moments import Moments, Refit
+from optin_fx.plan import Cut
+from optin_fx.refittable import Layer
+from optin_fx.rows import chosen_rows
+from optin_fx.sensitivity import Sensitivity
+from optin_fx.units import unit_of_position
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all refits of one reconstruction have in common.
+
+    Attributes:
+        both: the dense and the sliced program. cut: what stays.
+        masks: per batch `[batch, tokens]`, true where there is no padding; None where the model takes no such mask.
+        seen: where the output notices errors, by node; empty if all rows count alike.
+    """
+
+    both: Lockstep
+    cut: Cut
+    options: Compensation
+    masks: Sequence[torch.Tensor | None]
+    seen: dict[str, Sensitivity]
+
+
+class Refitting:
+    """Of one consumer with a weight; see the module's text.
+
+    Args:
+        partner: the consumer in the dense program.
+    """
+
+    def __init__(self, setting: Setting, partner: fx.Node, consumer: Consumer, layer: Layer) -> None:
+        self.setting, self.partner, self.consumer, self.layer = setting, partner, consumer, layer
+        self.weight, self.bias = layer.matrix()
+        self.inputs, self.per_group = self.weight.shape[1], self.weight.shape[0] // layer.groups
+        self.moments = [(Moments(self.inputs, self.per_group), Moments(self.inputs, self.per_group)) for _ in range(layer.groups)]
+        self.generator = torch.Generator().manual_seed(0)
+        dense_input = partner.args[layer.places["input"]]
+        assert isinstance(dense_input, fx.Node)
+        self.dense_input = dense_input
+        axes, cut = setting.cut.analysis.axes, setting.cut
+        reads, gives = axes[dense_input.name], axes[partner.name]
+        self.kept_inputs = positions(reads[layer.input_dim(len(reads))], cut.units)
+        self.kept_outputs = positions(gives[layer.output_dim(len(gives))], cut.units)
+
+    def see(self, number: int) -> None:
+        """Take the values of a batch in."""
+        options, count = self.setting.options, len(self.setting.masks)
+        x, y, w = self._rows(number)
+        for g, (fit, held) in enumerate(self.moments):
+            # for a grouped convolution the patches of a group's own channels
+            own, target = x[:, g * self.inputs : (g + 1) * self.inputs], y[:, g * self.per_group : (g + 1) * self.per_group]
+            if count == 1:  # split the rows of the only batch
+                cut = int(len(own) * (1 - options.held_out))
+                fit.add(own[:cut], target[:cut], None if w is None else w[:cut])
+                held.add(own[cut:], target[cut:], None if w is None else w[cut:])
+            else:
+                (held if options.is_held_out(number, count) else fit).add(own, target, w)
+
+    def finish(self) -> Refitted:
+        """Solve, and write the new weight and bias."""
+        weight, bias, units = self.weight, self.bias, self._units()
+        solutions = []
+        for g, (fit, held) in enumerate(self.moments):
+            block, columns = slice(g * self.per_group, (g + 1) * self.per_group), units[g * self.inputs : (g + 1) * self.inputs]
+            numbered = columns.unique(return_inverse=True)[1]
+            found = solve(fit, held, Refit(weight[block], bias[block]), numbered, self.setting.options)
+            solutions.append(found)
+            if found.refit is not None:
+                weight[block], bias[block] = found.refit.weight, found.refit.bias
+        self.layer.put(weight, bias)
+        return _report(self.partner.name, self.layer.weight_name, solutions)
+
+    def _rows(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Inputs `[rows, inputs]`, what the outputs should be `[rows, outputs]`, and weights of the rows."""
+        options, layer, both = self.setting.options, self.layer, self.setting.both
+        target = self._target()
+        read = self._dense_input() if options.mode == "parallel" else both.sliced.value(layer.input)
+        index = chosen_rows(layer.outputs_of(target).shape[0], self.setting.masks[number], read, options.rows, self.generator)
+        x, y = layer.inputs_of(read, index).float(), layer.outputs_of(target, index).float()
+        if options.target == "own" and options.mode == "sequential":
+            y = y + _grouped(x - layer.inputs_of(self._dense_input(), index).float(), self.weight.float(), layer.groups)
+        seen = self.setting.seen.get(self.partner.name)
+        return x, y, None if seen is None else seen.weights(number, options.floor)[index]
+
+    def _target(self) -> torch.Tensor:
+        """What the consumer is to give for the batch at hand."""
+        layer, both, kept = self.layer, self.setting.both, self.kept_outputs
+        value = both.dense.value(self.partner)
+        target = _kept(value, layer.output_dim(value.dim()), kept)
+        branch = self._branch()
+        if branch is None:
+            return target
+        # what this branch must add so that the stream is the dense one
+        other = both.dense.values[branch.other]
+        late = _kept(other, layer.output_dim(other.dim()), kept) - both.sliced.values[branch.other]
+        scale = branch_scale(both.dense.module, branch)
+        if scale is not None:
+            late = late / (scale if kept is None or scale.numel() == 1 else scale[kept]).reshape([-1] + [1] * (-branch.channel - 1))
+        return target + late
+
+    def _branch(self) -> Branch | None:
+        """The branch that the consumer ends, if the stream is to be corrected and both programs know the other addend by now."""
+        options, both = self.setting.options, self.setting.both
+        branch = branch_of(self.partner) if options.target == "residual" and options.mode == "sequential" else None
+        known = branch is not None and branch.other in both.dense.values and branch.other in both.sliced.values
+        return branch if known else None
+
+    def _dense_input(self) -> torch.Tensor:
+        value = self.setting.both.dense.value(self.dense_input)
+        return _kept(value, self.layer.input_dim(value.dim()), self.kept_inputs)
+
+    def _units(self) -> torch.Tensor:
+        """For every input column the unit of the pruned groups that it belongs to; what belongs to none is a unit of its own."""
+        cut, consumer = self.setting.cut, self.consumer
+        operand = cut.analysis.applied[consumer.node].call.operands[consumer.operand]
+        axis = cut.analysis.axes[operand.node.name][consumer.dim]
+        found = torch.zeros(axis.root().size, dtype=torch.long)
+        for leaf in (leaf for leaf in cut.kept if leaf in consumer.leaves):
+            unit = unit_of_position(axis, leaf)
+            found = torch.where(unit >= 0, found * (leaf.size + 1) + unit + 1, found)
+        found = torch.where(found > 0, found, -1 - torch.arange(len(found)))
+        kept = positions(axis, cut.units)
+        return (found if kept is None else found[kept]).repeat_interleave(self.layer.repeats)
+
+
+def _kept(value: torch.Tensor, dim: int, index: torch.Tensor | None) -> torch.Tensor:
+    return value if index is None else value.index_select(dim, index)
+
+
+def _grouped(x: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """`x W^T` for block-diagonal W: `[rows, groups x inputs]` to `[rows, outputs]`."""
+    blocks = weight.reshape(groups, -1, weight.shape[1])
+    return torch.einsum("rgi,goi->rgo", x.reshape(len(x), groups, -1), blocks).reshape(len(x), -1)
+
+
+def _report(node: str, weight: str, solutions: Sequence[Solution]) -> Refitted:
+    variance = max(sum(s.variance for s in solutions), 1e-30)
+    before, after = (sum(getattr(s, name) for s in solutions) / variance for name in ("before", "after"))
+    notes = "; ".join(dict.fromkeys(s.note for s in solutions if s.note))
+    last = solutions[-1]
+    return Refitted(node, weight, last.level, last.ratio, before, after, notes)
