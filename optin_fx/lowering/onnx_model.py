@@ -138,8 +138,8 @@ def _tensors_only(graph: fx.Graph, exported: ExportedProgram) -> tuple[ExportGra
     signature = replace(exported.graph_signature, output_specs=[spec for _, spec in kept])
     calls = list(exported.module_call_graph)
     if calls[0].signature is not None:
-        returned = [spec.arg for _, spec in kept if spec.kind is OutputKind.USER_OUTPUT]
-        flat = replace(calls[0].signature, outputs=returned, out_spec=pytree.tree_structure(tuple(returned)))
+        count = sum(spec.kind is OutputKind.USER_OUTPUT for _, spec in kept)
+        flat = replace(calls[0].signature, out_spec=pytree.tree_structure((0,) * count))
         calls[0] = replace(calls[0], signature=flat)
     return signature, calls
 
