@@ -87,6 +87,7 @@ class Lockstep:
         self._done = 0
         self._limit, self._at_hand = limit, 0
         self._shelf = Shelf(limit)
+        self._amendments: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
 
     def __enter__(self) -> Lockstep:
         return self
@@ -103,6 +104,8 @@ class Lockstep:
         for number, inputs in enumerate(self._inputs):
             self.dense.inputs = self.sliced.inputs = inputs
             self.dense.values, self.sliced.values = self._shelf.take(number) if self._done else ({}, {})
+            for name, change in self._amendments.items():
+                self.sliced.values[name] = change(self.sliced.values[name])
             for step in self._steps[self._done : stop]:
                 step()
                 if number == 0:
@@ -111,7 +114,12 @@ class Lockstep:
             self._steps[stop]()  # what only the dense partner read need not wait
             self._shelf.put(number, (self.dense.values, self.sliced.values))
         self.dense.values, self.sliced.values = {}, {}
+        self._amendments = {}
         self._done = stop + 1
+
+    def amend(self, node: fx.Node, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Have the sliced graph go on with another result of a node that waits: with `change(result)`, for every batch."""
+        self._amendments[node.name] = change
 
     def _leave_room_for_values_at_hand(self) -> None:
         self._at_hand = max(self._at_hand, bytes_of((self.dense.values, self.sliced.values)))

@@ -22,9 +22,11 @@ from optin_fx.data import Batch
 from optin_fx.execution import current
 from optin_fx.interpreter import device_of
 from optin_fx.lockstep import Lockstep
+from optin_fx.logits import LogitRefitting, Product, product_of, products_due, sides_of
 from optin_fx.masks import token_mask
 from optin_fx.plan import Cut, Plan, resolve
 from optin_fx.program import Program
+from optin_fx.projections import Projections
 from optin_fx.refittable import Layer, layer_of
 from optin_fx.refitting import Refitting, Setting
 from optin_fx.rewriting import sliced
@@ -44,7 +46,7 @@ def reconstruct(
         due = _due(cut)
         with Lockstep(program.graph_module, small, program, batches, _room(program)) as both:
             masks = [token_mask(program, batch) for batch in batches]
-            setting = Setting(both, cut, options, masks, _sensitivities(program, small, batches, options, due))
+            setting = Setting(both, cut, options, batches, masks, _sensitivities(program, small, batches, options, due))
             report = _front_to_back(setting, due)
     small.graph.lint()
     small.recompile()
@@ -52,7 +54,7 @@ def reconstruct(
 
 
 def _front_to_back(setting: Setting, due: dict[str, Consumer]) -> list[Refitted]:
-    both, report = setting.both, []
+    both, report, products = setting.both, [], _products(setting)
     partners = {node.name: node for node in both.dense.module.graph.nodes}
     for node in list(both.sliced.module.graph.nodes):
         partner = partners.get(node.name)
@@ -66,6 +68,14 @@ def _front_to_back(setting: Setting, due: dict[str, Consumer]) -> list[Refitted]
                 refitting = Refitting(setting, partner, due[node.name], layer)
                 both.visit(node, refitting.see)
                 report.append(refitting.finish())
+        elif node.name in products:
+            product = products[node.name]
+            if isinstance(product, str):
+                report.append(Refitted(node.name, node.name, "none", note=product))
+            else:
+                mixing = LogitRefitting(setting, product)
+                both.visit(node, mixing.see)
+                report.append(mixing.finish())
         elif setting.options.norms and report:
             norm = Renormalising.of(both, setting.cut, node, partner)
             if norm is not None:
@@ -84,6 +94,20 @@ def _due(cut: Cut) -> dict[str, Consumer]:
         ):
             found.setdefault(consumer.node, consumer)
     return found
+
+
+def _products(setting: Setting) -> dict[str, Product | str]:
+    """Inner products over a pruned axis: how each can be refitted, or why it cannot."""
+    due = products_due(setting.cut) if setting.options.level == "affine" else {}
+    if not due:
+        return {}
+    both, program = setting.both, setting.cut.analysis.program
+    nodes, partners = ({node.name: node for node in stream.module.graph.nodes} for stream in (both.sliced, both.dense))
+    due = {name: consumer for name, consumer in due.items() if name in nodes}  # the others were in branches that are gone
+    sides = {name: sides_of(setting.cut, consumer, nodes[name]) for name, consumer in due.items()}
+    read = [side.sliced for pair in sides.values() if not isinstance(pair, str) for side in pair]
+    projections = Projections.of(both.sliced.module, program, setting.batches[0], read)
+    return {name: product_of(setting.cut, consumer, nodes[name], partners[name], projections) for name, consumer in due.items()}
 
 
 def _sensitivities(

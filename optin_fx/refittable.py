@@ -17,6 +17,8 @@ LINEAR = (aten.linear.default,)
 ADDMM = (aten.addmm.default,)
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 CONV = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+CONTRACTIONS = (*LINEAR, *ADDMM, *TRANSPOSED, *CONV)
+"""Ops that are layers, if their weight is their own."""
 
 
 class Layer:

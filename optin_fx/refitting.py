@@ -11,6 +11,7 @@ from torch import fx
 from optin_fx.analysis import Consumer
 from optin_fx.branches import Branch, branch_of, branch_scale
 from optin_fx.compensation import Compensation, Refitted, Solution, solve
+from optin_fx.data import Batch
 from optin_fx.dims import positions
 from optin_fx.lockstep import Lockstep
 from optin_fx.moments import Moments, Refit
@@ -27,6 +28,7 @@ class Setting:
 
     Attributes:
         both: the dense and the sliced program. cut: what stays.
+        batches: calibration data.
         masks: per batch `[batch, tokens]`, true where there is no padding; None where the model takes no such mask.
         seen: where the output notices errors, by node; empty if all rows count alike.
     """
@@ -34,6 +36,7 @@ class Setting:
     both: Lockstep
     cut: Cut
     options: Compensation
+    batches: Sequence[Batch]
     masks: Sequence[torch.Tensor | None]
     seen: dict[str, Sensitivity]
 
@@ -61,7 +64,7 @@ class Refitting:
 
     def see(self, number: int) -> None:
         """Take the values of a batch in."""
-        options, count = self.setting.options, len(self.setting.masks)
+        options, count = self.setting.options, len(self.setting.batches)
         x, y, w = self._rows(number)
         for g, (fit, held) in enumerate(self.moments):
             # for a grouped convolution the patches of a group's own channels
