@@ -16,10 +16,11 @@ from torch._ops import OpOverload
 
 from optin_fx.applied import Applied as Applied
 from optin_fx.applied import Consumer as Consumer
-from optin_fx.applied import apply, consumers_in
+from optin_fx.applied import apply, choosers_in, consumers_in
 from optin_fx.attributes import memory_order, overlapping, storage_key
 from optin_fx.dims import SYMBOLIC, Axis, Pin, pin
 from optin_fx.program import Program
+from optin_fx.references import References
 from optin_fx.rulebook import Call, find
 from optin_fx.sizes import Sizes
 
@@ -54,7 +55,7 @@ class Analysis:
     unknown: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.sizes = Sizes(self.program)
+        self.sizes, self.references = Sizes(self.program), References()
         self._kept: dict[Callable[[Analysis], Any], Any] = {}
 
     def once(self, make: Callable[[Analysis], T]) -> T:
@@ -84,6 +85,7 @@ class Analysis:
                 self._outputs(node)
             elif node.op == "call_function":
                 self._call(node)
+        self.references.settle()
         self._pin_sums_over_symbols()
         return self
 
@@ -107,6 +109,7 @@ class Analysis:
 
     def _outputs(self, node: fx.Node) -> None:
         """What is returned keeps its extents, but for caches, which only the next call reads."""
+        self.references.refuse(node, "positions along it are an output of the model")
         state = self.program.state_outputs
         for place, value in enumerate(flat_outputs(node)):
             if not isinstance(value, fx.Node):
@@ -133,6 +136,7 @@ class Analysis:
             index = node.args[1]
             if isinstance(source, list) and isinstance(index, int) and index < len(source) and isinstance(source[index], list):
                 self.axes[node.name] = source[index]
+                self.references.pick(node.name, node.args[0].name, index)
             return
         shape = self.sizes.shape_of(node)
         if shape is None and not _reads_values(node):
@@ -143,7 +147,9 @@ class Analysis:
         if rule is None or call is None or line is None:
             self._unknown(node, shape, known=rule is not None)
             return
-        self.applied[node.name], results = apply(rule, line, call, self.axes, self.sizes.hint)
+        held = self.references.held(call, line)
+        self.applied[node.name], results = apply(rule, line, call, self.axes, self.sizes.hint, held)
+        self.references.follow(self.applied[node.name])
         self.axes[node.name] = results[0] if isinstance(shape, tuple) else results
 
     def _unknown(self, node: fx.Node, shape: Any, *, known: bool) -> None:
@@ -152,6 +158,7 @@ class Analysis:
         reason = REGIONS.get(name) or (f"no rule for this use of {name}" if known else f"no rule for {name}")
         why = Pin(reason, node.name)
         self.unknown.setdefault(name, []).append(node.name)
+        self.references.refuse(node, reason)
         for value in node.all_input_nodes:
             self._pin_all(self.axes.get(value.name), why)
         if isinstance(shape, tuple):
@@ -187,6 +194,10 @@ class Analysis:
     def consumers(self) -> list[Consumer]:
         """Every place where a leaf is contracted, in graph order. Zeroing a unit there is what removing it means."""
         return self.once(_consumers)
+
+    def choosers(self) -> list[Consumer]:
+        """Every place where leaves are chosen among, as experts by a router, in graph order."""
+        return self.once(_choosers)
 
     def roots(self) -> list[Axis]:
         """The distinct axes of all tensors and factors, in graph order."""
@@ -228,7 +239,13 @@ def _pins(analysis: Analysis) -> dict[Axis, list[Pin]]:
 
 
 def _consumers(analysis: Analysis) -> list[Consumer]:
-    return [consumer for name, applied in analysis.applied.items() for consumer in consumers_in(name, applied)]
+    found = (consumer for name, applied in analysis.applied.items() for consumer in consumers_in(name, applied))
+    # what is counted of a removed unit is nothing, and counts are no place for a gate
+    return [c for c in found if not analysis.references.counts(analysis.applied[c.node].call.operands[c.operand].node.name)]
+
+
+def _choosers(analysis: Analysis) -> list[Consumer]:
+    return [consumer for name, applied in analysis.applied.items() for consumer in choosers_in(name, applied)]
 
 
 def _inherit(root: Axis, seen: set[Axis]) -> Iterable[Axis]:

@@ -8,6 +8,8 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
+import torch
+
 from optin_fx.dims import Axis, Pin, atom, leaves, pin, product, total, unify
 from optin_fx.errors import RuleError
 from optin_fx.rulebook import ELLIPSIS, Call, Line, Rule, Term
@@ -41,16 +43,29 @@ class Consumer:
         operand: which tensor operand of the call, the activation where there is one.
         dim: dim of that operand.
         leaves: the leaves in that dim that are summed over (others may pass, as the groups of a grouped conv do).
+        choice: the units are chosen among, not summed over: removed ones become -inf, and a gate adds its logarithm.
     """
 
     node: str
     operand: int
     dim: int
     leaves: frozenset[Axis]
+    choice: bool = False
+
+    def gated(self, value: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """The operand with a gate that broadcasts to it: zero takes units out, one leaves them as they are."""
+        return value + gate.log() if self.choice else value * gate
 
 
-def apply(rule: Rule, line: Line, call: Call, axes_of: Mapping[str, Any], hint: Callable[[int], int]) -> tuple[Applied, list[list[Axis]]]:
-    """Equate the axes of a call's operands as its line says, and return those of its results."""
+def apply(
+    rule: Rule,
+    line: Line,
+    call: Call,
+    axes_of: Mapping[str, Any],
+    hint: Callable[[int], int],
+    held: frozenset[str] = frozenset(),
+) -> tuple[Applied, list[list[Axis]]]:
+    """Equate the axes of a call's operands as its line says, and return those of its results; factors in `held` are not pinned."""
     node = call.node
     if len(line.operands) < len(call.operands) or len(line.results) < len(call.results):
         raise _contradiction(
@@ -104,7 +119,7 @@ def apply(rule: Rule, line: Line, call: Call, axes_of: Mapping[str, Any], hint: 
                 raise _contradiction(call, line, f"makes dim {len(axes)} of result {k} {axis.size} long, it is {size}")
             axes.append(axis)
         found.append(axes)
-    for name in line.pinned:
+    for name in line.pinned - held:
         if name in factors:
             pin(factors[name], Pin(line.why, node.name, code=line.code))
     for name, role in line.roles.items():
@@ -182,6 +197,15 @@ def consumers_in(name: str, applied: Applied) -> Iterable[Consumer]:
             places.setdefault((computed or holders)[0], set()).update(below)
     for (operand, dim), found in sorted(places.items()):
         yield Consumer(name, operand, dim, frozenset(found))
+
+
+def choosers_in(name: str, applied: Applied) -> Iterable[Consumer]:
+    """Places where units are chosen among."""
+    for dim, term in enumerate(applied.operands[0] or ()) if applied.line.chosen else ():
+        below = {leaf for factor in term.names() if factor in applied.line.chosen for leaf in leaves(applied.factors[factor])}
+        found = frozenset(leaf for leaf in below if leaf.size > 1)
+        if found:
+            yield Consumer(name, 0, dim, found, choice=True)
 
 
 def _contradiction(call: Call, line: Line, what: str) -> RuleError:

@@ -113,7 +113,8 @@ def removable(analysis: Analysis, candidates: Iterable[Axis]) -> set[Axis]:
         for leaf in own:
             if not ends[consumer.node] or _left(axis, leaf):
                 found.discard(leaf)
-    return found & consumed
+    chosen = {leaf for chooser in analysis.choosers() for leaf in chooser.leaves}
+    return (found & consumed) - chosen
 
 
 def _left(axis: Axis, gone: Axis) -> int:

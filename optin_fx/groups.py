@@ -14,6 +14,7 @@ from optin_fx.branches import removable
 from optin_fx.dims import Axis, Pin, leaves, terms_of
 from optin_fx.errors import PlanError
 from optin_fx.program import Program
+from optin_fx.references import least_units
 from optin_fx.source_lines import user_line
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Group:
         pinned: None, or the reason why its extent must stay.
         removable: True if even the last unit may go: the residual branch that it feeds then disappears.
         allowed: None, or the reason that would pin it if the program did not allow it (`Program.allowing`).
+        least: fewest units that the model can do with: of experts, as many as a router chooses for each token.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Group:
     pinned: str | None = None
     removable: bool = False
     allowed: str | None = None
+    least: int = 1
 
     def __str__(self) -> str:
         state = f", pinned: {self.pinned}" if self.pinned else f", allowed: {self.allowed}" if self.allowed else ""
@@ -175,11 +178,13 @@ def _read_off(analysis: Analysis) -> tuple[Groups, dict[Axis, str]]:
 
     parameters = {name for name, t in tensors.items() if isinstance(t, nn.Parameter)}
     _refine_roles(analysis, members)
-    producers = _producers(analysis)
+    producers, least = _producers(analysis), least_units(analysis.applied)
     whole = removable(analysis, [leaf for leaf in members if leaf not in pins and leaf not in allowed])
     taken: Counter[str] = Counter()
     groups, names = [], {}
     for leaf, places in members.items():
+        if leaf not in pins and least.get(leaf, 1) >= leaf.size > 1:
+            pins[leaf] = Pin("as many of its units are chosen as there are")
         if leaf not in pins and not any(name in parameters for name, _ in places):
             pins[leaf] = Pin("only buffers have this axis")
         made_by = producers.get(leaf) or [name for name, _ in places]
@@ -189,7 +194,8 @@ def _read_off(analysis: Analysis) -> tuple[Groups, dict[Axis, str]]:
         name = stem if taken[stem] == 1 else f"{stem}#{taken[stem]}"
         names[leaf] = name
         reasons = (_reason_in_words(analysis, pins.get(leaf)), _reason_in_words(analysis, allowed.get(leaf)))
-        groups.append(Group(name, kind, leaf.size, tuple(places), reasons[0], leaf in whole, None if reasons[0] else reasons[1]))
+        waived = None if reasons[0] else reasons[1]
+        groups.append(Group(name, kind, leaf.size, tuple(places), reasons[0], leaf in whole, waived, least.get(leaf, 1)))
     unknown = {op: len(nodes) for op, nodes in analysis.unknown.items()}
     return Groups(tuple(groups), analysis.program.fingerprint, unknown), names
 

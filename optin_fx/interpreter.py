@@ -7,8 +7,9 @@ give every sample its own gate, and so per-sample gradients from a single backwa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class Runner(fx.Interpreter):
         self.tapped: dict[str, torch.Tensor] = {}
         names = leaf_names(self.analysis)
         self.by_leaf = {leaf: self.gates[name] for leaf, name in names.items() if name in self.gates}
-        self.table = consumers_by_node(self.analysis)
+        self.table = readers_by_node(self.analysis)
         self.store = store_of(program)
 
     def __call__(self, batch: Batch) -> list[Any]:
@@ -100,7 +101,7 @@ class Runner(fx.Interpreter):
             for consumer in consumers:
                 operand = operands[consumer.operand]
                 value = self.gated(consumer, operand_of(consumer.operand))
-                if self.observe is not None:
+                if self.observe is not None and not consumer.choice:
                     self.observe(consumer, value, operand_of)
                 write(n, args, kwargs, operand.name, operand.index, value)
             result = self.call_function(n.target, tuple(args), kwargs)
@@ -116,16 +117,16 @@ class Runner(fx.Interpreter):
             return value
         after = [1] * (value.dim() - consumer.dim - 1)
         if vector.dim() == 1:
-            return value * vector.to(value.dtype).reshape(-1, *after)
+            return consumer.gated(value, vector.to(value.dtype).reshape(-1, *after))
         where = batch_dim(self.analysis, axes)
         if where is None:  # nothing in this operand belongs to one sample
-            return value * vector.mean(0).to(value.dtype).reshape(-1, *after)
+            return consumer.gated(value, vector.mean(0).to(value.dtype).reshape(-1, *after))
         dim, inner = where
         if inner > 1:
             vector = vector.repeat_interleave(inner, dim=0)
         shape = [1] * value.dim()
         shape[dim], shape[consumer.dim] = vector.shape[0], vector.shape[1]
-        return value * vector.to(value.dtype).reshape(shape)
+        return consumer.gated(value, vector.to(value.dtype).reshape(shape))
 
 
 def batch_dim(analysis: Analysis, axes: list[Axis]) -> tuple[int, int] | None:
@@ -143,14 +144,27 @@ def batch_dim(analysis: Analysis, axes: list[Axis]) -> tuple[int, int] | None:
 
 def consumers_by_node(analysis: Analysis) -> dict[str, list[Consumer]]:
     """Consumers of prunable units, by node."""
-    return analysis.once(_by_node)
+    return analysis.once(_consumers_by_node)
 
 
-def _by_node(analysis: Analysis) -> dict[str, list[Consumer]]:
+def readers_by_node(analysis: Analysis) -> dict[str, list[Consumer]]:
+    """The same with the places where prunable units are chosen among: all that a gate acts on."""
+    return analysis.once(_readers_by_node)
+
+
+def _consumers_by_node(analysis: Analysis) -> dict[str, list[Consumer]]:
+    return _by_node(analysis, analysis.consumers())
+
+
+def _readers_by_node(analysis: Analysis) -> dict[str, list[Consumer]]:
+    return _by_node(analysis, [*analysis.consumers(), *analysis.choosers()])
+
+
+def _by_node(analysis: Analysis, consumers: Iterable[Consumer]) -> dict[str, list[Consumer]]:
     free, names = {g.name for g in groups_of(analysis).free}, leaf_names(analysis)
     found: dict[str, list[Consumer]] = {}
-    for consumer in analysis.consumers():
+    for consumer in consumers:
         own = frozenset(leaf for leaf in consumer.leaves if names.get(leaf) in free)
         if own:
-            found.setdefault(consumer.node, []).append(Consumer(consumer.node, consumer.operand, consumer.dim, own))
+            found.setdefault(consumer.node, []).append(replace(consumer, leaves=own))
     return found

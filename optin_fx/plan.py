@@ -111,6 +111,12 @@ def check(plan: Plan, groups: Groups) -> None:
             raise PlanError(
                 f"the plan keeps no unit of {name!r}", so="its consumers would have nothing to read", fix="keep at least one unit"
             )
+        if len(units) < found.least:
+            raise PlanError(
+                f"the plan keeps {len(units)} of the units of {name!r}",
+                so=f"the model chooses {found.least} of them",
+                fix=f"keep at least {found.least}",
+            )
         if min(units) < 0 or max(units) >= found.extent or len(set(units)) != len(units) or list(units) != sorted(units):
             raise PlanError(
                 f"the plan's units of {name!r} are not ascending indices below {found.extent}",
@@ -130,7 +136,7 @@ def random_plan(program: Program, keep: float = 0.5, seed: int = 0, *, empty: fl
     kept = {}
     for found in group(program).free:
         share = min(1.0, 2 * keep * float(torch.rand((), generator=generator)))
-        count = max(1, round(share * found.extent))
+        count = max(found.least, round(share * found.extent))
         kept[found.name] = torch.randperm(found.extent, generator=generator)[:count].tolist()
         if empty and found.removable and float(torch.rand((), generator=generator)) < empty:
             kept[found.name] = []

@@ -34,7 +34,7 @@ def rewrite(program: Program, plan: Plan) -> Program:
 
 
 def mask(program: Program, plan: Plan) -> Program:
-    """The same removal at full size: zero the units wherever a contraction consumes them."""
+    """The same removal at full size: zero the units wherever a contraction consumes them, and take them out of every choice."""
     return retrace(masked(program, plan), program, provenance={"mask": plan.fingerprint, **plan.provenance})
 
 
@@ -96,7 +96,7 @@ def mask_graph(program: Program, cut: Cut, *, statistics_of_kept: bool = False) 
     module = editable(program)
     nodes = {node.name: node for node in module.graph.nodes}
     count = 0
-    for consumer in cut.analysis.consumers():
+    for consumer in [*cut.analysis.consumers(), *cut.analysis.choosers()]:
         if not any(leaf in cut.kept for leaf in consumer.leaves):
             continue
         vector = consumed(cut, consumer)
@@ -110,12 +110,14 @@ def mask_graph(program: Program, cut: Cut, *, statistics_of_kept: bool = False) 
         name = f"_mask_{count}"
         count += 1
         shape = [-1] + [1] * (len(operand.shape) - consumer.dim - 1)
+        vector = vector.log() if consumer.choice else vector
         module.register_buffer(name, vector.to(value.dtype).reshape(shape), persistent=True)
         with module.graph.inserting_before(node):
             read = _argument(node, operand.name, operand.index)
-            times = module.graph.call_function(torch.ops.aten.mul.Tensor, (read, module.graph.get_attr(name)))
-            times.meta["val"] = value
-        _set_argument(node, operand.name, operand.index, times)
+            op = torch.ops.aten.add.Tensor if consumer.choice else torch.ops.aten.mul.Tensor
+            without = module.graph.call_function(op, (read, module.graph.get_attr(name)))
+            without.meta["val"] = value
+        _set_argument(node, operand.name, operand.index, without)
     _narrow_state(module, cut)
     if statistics_of_kept:
         narrow_statistics(module, cut)

@@ -22,6 +22,7 @@ An op whose mapping depends on its arguments computes its line from the `Call`. 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -35,6 +36,9 @@ from torch._ops import OpOverload, OpOverloadPacket
 from optin_fx.errors import RuleError
 
 ELLIPSIS = "..."
+
+POSITIONS, COUNTS = "positions", "counts"
+"""What the values of a tensor may say of an axis: where along it, or how many for each of its units. See `optin_fx.references`."""
 
 TIMES = "*"
 """Key of a resize function's answer: multiply the result by this number."""
@@ -73,6 +77,10 @@ class Line:
         roles: factor name to the kind of unit that it makes (`head`, `filter`, ...).
         summed: factors that pass and are summed over as well (the statistics of a norm), so that removed units are zeroed on the way in.
         code: of the pins that `!` makes: "" for semantics, or what a user may waive (`dims.Pin`).
+        chosen: factors whose removed units are taken out of a choice: `-inf` in the first operand, as before a softmax.
+        least: fewest units of a factor that the call can do with.
+        tells: number of a result to what its values say about a factor, see `optin_fx.references`.
+        told: number of an operand to what its values must say about a factor. If they do, the factor is not pinned for it.
     """
 
     operands: tuple[tuple[Term, ...] | None, ...]
@@ -85,6 +93,10 @@ class Line:
     roles: Mapping[str, str] = field(default_factory=dict)
     code: str = ""
     summed: frozenset[str] = frozenset()
+    chosen: frozenset[str] = frozenset()
+    least: Mapping[str, int] = field(default_factory=dict)
+    tells: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    told: Mapping[int, tuple[str, str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         sides = (", ".join("_" if dims is None else " ".join(map(str, dims)) for dims in side) for side in (self.operands, self.results))
@@ -101,6 +113,10 @@ def line(
     roles: Mapping[str, str] | None = None,
     code: str = "",
     summed: Iterable[str] = (),
+    chosen: Iterable[str] = (),
+    least: Mapping[str, int] | None = None,
+    tells: Mapping[int, tuple[str, str]] | None = None,
+    told: Mapping[int, tuple[str, str]] | None = None,
 ) -> Line:
     """Parse a rule line. See the module's text for the notation and `Line` for the options.
 
@@ -110,7 +126,10 @@ def line(
     operands, results, pinned = _parse(text)
     terms = (macs,) if isinstance(macs, str) else macs
     products = tuple(tuple(t.split()) for t in terms)
-    return Line(operands, results, pinned, sizes or {}, why, products, drop, roles or {}, code, frozenset(summed))
+    return Line(
+        operands, results, pinned, sizes or {}, why, products, drop, roles or {}, code, frozenset(summed),
+        frozenset(chosen), least or {}, tells or {}, told or {},
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
@@ -336,6 +355,11 @@ def pointwise(call: Call) -> Line:
     if _adds_activations(call):
         roles = {ELLIPSIS: "residual"}
     return line(", ".join([ELLIPSIS] * len(call.operands)) + " -> " + ", ".join([ELLIPSIS] * len(call.results)), roles=roles)
+
+
+def is_left(node: fx.Node, number: int) -> bool:
+    """Whether a node's results are read, but not this one."""
+    return bool(node.users) and all(user.target is operator.getitem and user.args[1] != number for user in node.users)
 
 
 def _adds_activations(call: Call) -> bool:

@@ -51,7 +51,7 @@ def step_of(group: Group, align: int) -> int:
 
 def bounds_of(group: Group, widths: Widths, step: int) -> tuple[int, int]:
     """Least and most units of a group, as the narrowest of all patterns that name it says, in whole steps where some lie between."""
-    least, most = 1, group.extent
+    least, most = group.least, group.extent
     for pattern, low, high in widths:
         if names(pattern, group):
             least, most = max(least, low), min(most, high or most)

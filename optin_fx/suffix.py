@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from optin_fx.analysis import Consumer, analyse
 from optin_fx.arguments import read, write
 from optin_fx.data import Batch
-from optin_fx.interpreter import Runner, consumers_by_node, flat_inputs
+from optin_fx.interpreter import Runner, flat_inputs, readers_by_node
 from optin_fx.linearity import BIAS, FRESH, JOINS, Carries, carries, mutated, op_name, sharing_memory, without_writing
 from optin_fx.products import Products
 from optin_fx.program import Program
@@ -122,7 +122,7 @@ def can_subtract(program: Program) -> bool:
 
     A node that writes into a tensor spoils that where it is reached itself, or where a node that is reached has read the memory earlier.
     """
-    table, reached = consumers_by_node(analyse(program)), set[fx.Node]()
+    table, reached = readers_by_node(analyse(program)), set[fx.Node]()
     order = {node: i for i, node in enumerate(program.graph_module.graph.nodes)}
     for node in order:
         if node.name in table or any(value in reached for value in node.all_input_nodes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from optin_fx.rulebook import Call, Line, line, named, rule
+from optin_fx.rulebook import COUNTS, Call, Line, line, named, rule
 
 aten = torch.ops.aten
 
@@ -118,8 +118,16 @@ def bilinear(call: Call) -> Line:
 
 
 def grouped_mm(call: Call) -> Line:
-    """Rows sorted by expert, one matrix per expert: rows and experts are found by position, the two widths are free."""
-    return line("n! i, e! i o, e! -> n! o", why="rows sorted by expert", macs="n i o", roles={"o": "neuron"})
+    """Rows sorted by expert, one matrix per expert. The widths are free; so are experts whose rows are counted by a router's choice."""
+    return line(
+        "n! i, e! i o, e! -> n! o",
+        why="rows sorted by expert",
+        macs="n i o",
+        roles={"o": "neuron"},
+        drop=True,
+        summed=["i"],
+        told={2: (COUNTS, "e")},
+    )
 
 
 # not aten._grouped_mm, which wants rows of a multiple of 16 bytes: a narrower one would fail when it runs

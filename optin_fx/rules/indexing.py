@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
-from optin_fx.rulebook import Call, Line, line, rule
+from optin_fx.rulebook import POSITIONS, Call, Line, Resized, line, rule
 
 aten = torch.ops.aten
 
@@ -14,7 +17,7 @@ WHY = "looked up by position"
 @rule(aten.embedding.default)
 def embedding(call: Call) -> Line:
     """A table of rows; the vocabulary is semantics, the width is not."""
-    return line("v! d, ... -> ... d", why="a vocabulary", drop=True, roles={"d": "residual"})
+    return line("v! d, ... -> ... d", why="a vocabulary", drop=True, roles={"d": "residual"}, told={1: (POSITIONS, "v")})
 
 
 @rule(aten.embedding_bag.default, aten.embedding_bag.padding_idx)
@@ -49,7 +52,8 @@ def index(call: Call) -> Line | None:
     for o in tensors:
         own = new[rank - len(o.shape) :]
         parts.append(" ".join("1" if size == 1 and extents[place + new.index(n)] != 1 else n for n, size in zip(own, o.shape, strict=True)))
-    return line(", ".join([left, *parts]) + f" -> {' '.join(out)}", why=WHY, drop=True)
+    told = {1 + k: (POSITIONS, names[i]) for k, i in enumerate(at)}
+    return line(", ".join([left, *parts]) + f" -> {' '.join(out)}", why=WHY, drop=True, told=told)
 
 
 @rule(aten.index_select.default)
@@ -59,7 +63,7 @@ def index_select(call: Call) -> Line:
     names = [f"n{i}" for i in range(len(call.operands[0].shape))]
     left = " ".join(f"{n}!" if i == dim else n for i, n in enumerate(names))
     right = " ".join("j" if i == dim else n for i, n in enumerate(names))
-    return line(f"{left}, j -> {right}", why=WHY, drop=True)
+    return line(f"{left}, j -> {right}", why=WHY, drop=True, told={1: (POSITIONS, names[dim])})
 
 
 @rule(aten.gather.default, aten.take_along_dim.default)
@@ -86,7 +90,7 @@ def gather(call: Call) -> Line | None:
             terms = (name if a != 1 else "1", name if b != 1 else "1", name)
         for side, term in zip((left, idx, out), terms, strict=True):
             side.append(term)
-    return line(f"{' '.join(left)}, {' '.join(idx)} -> {' '.join(out)}", why=WHY, drop=True)
+    return line(f"{' '.join(left)}, {' '.join(idx)} -> {' '.join(out)}", why=WHY, drop=True, told={1: (POSITIONS, "k")})
 
 
 @rule(aten.flip.default, aten.roll.default)
@@ -104,10 +108,14 @@ def triangle(call: Call) -> Line:
     return line("... p! q! -> ... p! q!", why="compared by position")
 
 
-@rule(aten.one_hot.default)
+def _classes_follow(call: Call, new: Resized) -> Mapping[str, Any]:
+    return {"num_classes": new.factors["c"]}
+
+
+@rule(aten.one_hot.default, resize=_classes_follow)
 def one_hot(call: Call) -> Line:
-    """A new dim of classes."""
-    return line("... -> ... c!", why="a number of classes")
+    """A new dim of classes: an axis, if the numbers are positions along one."""
+    return line("... -> ... c!", why="a number of classes", told={0: (POSITIONS, "c")})
 
 
 @rule(aten.meshgrid.indexing, aten.meshgrid.default)

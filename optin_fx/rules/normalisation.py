@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from optin_fx.rulebook import TIMES, Call, Line, Resized, line, rule
+from optin_fx.rules.reduction import CASTS
 
 aten = torch.ops.aten
 
@@ -96,16 +97,40 @@ def group_norm(call: Call) -> Line:
     aten._softmax.default,
     aten.log_softmax.int,
     aten._log_softmax.default,
-    aten.cumsum.default,
     aten.cumprod.default,
     aten.logcumsumexp.default,
 )
 def along_dim(call: Call) -> Line:
-    """Entries along one dim see each other, all others pass."""
+    """Entries along one dim see each other, all others pass. A router's softmax, of which the best are taken, is one among those left."""
     dim = call.dim(call["dim"])
     names = [f"n{i}" for i in range(len(call.operands[0].shape))]
     left = " ".join(n + ("!" if i == dim else "") for i, n in enumerate(names))
+    if _is_routing(call, dim):
+        return line(f"{' '.join(names)} -> {' '.join(names)}", chosen=[f"n{dim}"], roles={f"n{dim}": "expert"})
     return line(f"{left} -> {' '.join(names)}", why=f"a {call.op.overloadpacket.__name__.strip('_')} over it")
+
+
+def _is_routing(call: Call, dim: int) -> bool:
+    """Whether the best entries along the dim are what is read of a softmax."""
+    if call.op not in (aten.softmax.int, aten._softmax.default):
+        return False
+    pending = list(call.node.users)
+    while pending:
+        user = pending.pop()
+        if user.target in CASTS:
+            pending += user.users
+        elif user.target is aten.topk.default:
+            along = user.args[2] if len(user.args) > 2 else user.kwargs.get("dim", -1)
+            return isinstance(along, int) and call.dim(along) == dim
+    return False
+
+
+@rule(aten.cumsum.default)
+def running_sum(call: Call) -> Line:
+    """What comes before an entry adds to it: a removed one adds nothing."""
+    dim = call.dim(call["dim"])
+    names = " ".join(f"n{i}" for i in range(len(call.operands[0].shape)))
+    return line(f"{names} -> {names}", summed=[f"n{dim}"] if names else [])
 
 
 @rule(aten.diff.default)

@@ -8,10 +8,13 @@ from math import prod
 from typing import Any
 
 import torch
+from torch import fx
 
-from optin_fx.rulebook import TIMES, Call, Line, Resized, line, rule
+from optin_fx.rulebook import POSITIONS, TIMES, Call, Line, Resized, is_left, line, rule
 
 aten = torch.ops.aten
+
+CASTS = (aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default, aten.contiguous.default)
 
 
 def _reduced(call: Call) -> tuple[list[str], list[str], list[str]]:
@@ -93,8 +96,36 @@ def statistic(call: Call) -> Line:
     )
 
 
+@rule(aten.topk.default)
+def best(call: Call) -> Line:
+    """The best of a dim, and where they are: free if all that reads the places looks them up along that dim."""
+    dim = call.dim(call["dim"])
+    names = [f"n{i}" for i in range(len(call.operands[0].shape))]
+    left = " ".join(n + ("!" if i == dim else "") for i, n in enumerate(names))
+    right = " ".join("r!" if i == dim else n for i, n in enumerate(names))
+    count, chosen = call["k"], f"n{dim}"
+    if not names or not call["largest"] or not isinstance(count, int):
+        return line(f"{left} -> {right}, {right}", why="sorted along it", drop=True)
+    return line(
+        f"{left} -> {right}, {right}",
+        why="sorted along it",
+        drop=True,
+        roles={} if is_left(call.node, 1) else {chosen: "expert"},
+        chosen=[] if _of_a_softmax(call, dim) else [chosen],  # there they are out already
+        least={chosen: count},
+        tells={1: (POSITIONS, chosen)},
+    )
+
+
+def _of_a_softmax(call: Call, dim: int) -> bool:
+    node = call.operands[0].node
+    while node.target in CASTS and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    along = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    return node.target in (aten.softmax.int, aten._softmax.default) and isinstance(along, int) and call.dim(along) == dim
+
+
 @rule(
-    aten.topk.default,
     aten.sort.default,
     aten.sort.stable,
     aten.argsort.default,

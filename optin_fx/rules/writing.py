@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
-from optin_fx.rulebook import Call, Line, line, rule
+from optin_fx.rulebook import COUNTS, POSITIONS, Call, Line, Resized, line, rule
 
 aten = torch.ops.aten
 
@@ -55,11 +58,18 @@ def scatter(call: Call) -> Line:
         for k, side in enumerate(sides):
             side.append(f"n{i}" if agree else f"m{i}_{k}!")
     texts = [" ".join(side) for side in sides]
-    return line(f"{', '.join(texts)} -> {texts[0]}", why=WHY, drop=True)
+    return line(f"{', '.join(texts)} -> {texts[0]}", why=WHY, drop=True, told={1: (POSITIONS, f"m{dim}_0")})
 
 
-@rule(aten.histc.default, aten.bincount.default)
+def _bins_follow(call: Call, new: Resized) -> Mapping[str, Any]:
+    return {"bins": new.factors["h"], "max": new.factors["h"] - 1} if call.op is aten.histc.default else {}
+
+
+@rule(aten.histc.default, aten.bincount.default, resize=_bins_follow)
 def counted(call: Call) -> Line:
-    """How many entries fall into each bin."""
+    """How many entries fall into each bin. With one bin for each position along an axis, the bins are that axis."""
     operands = [" ".join(f"n{k}_{i}!" for i in range(len(o.shape))) for k, o in enumerate(call.operands)]
-    return line(f"{', '.join(operands)} -> h!", why="its entries are counted", drop=True)
+    about: dict[str, Any] = {}
+    if call.op is aten.histc.default and (call["min"], call["max"]) == (0, call["bins"] - 1):
+        about = {"told": {0: (POSITIONS, "h")}, "tells": {0: (COUNTS, "h")}}
+    return line(f"{', '.join(operands)} -> h!", why="its entries are counted", drop=True, **about)

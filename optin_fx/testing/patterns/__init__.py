@@ -12,6 +12,7 @@ The class's docstring says why. Whatever the outcome, sliced must equal masked u
 from __future__ import annotations
 
 from optin_fx.testing.patterns import (  # noqa: F401  each enters its patterns
+    choices,
     convolutions,
     joins,
     moves,

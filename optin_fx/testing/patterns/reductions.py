@@ -77,9 +77,9 @@ class Sort(Hidden):
         return x.sort(-1).values
 
 
-@pattern(rows, {"a.weight:0": "pinned"})
+@pattern(rows, {"a.weight:0": (12,)})
 class TopK(Hidden):
-    """The four largest channels."""
+    """The four largest of the channels that are left, of which there must be four."""
 
     last = 4
 
@@ -87,9 +87,9 @@ class TopK(Hidden):
         return x.topk(4, -1).values
 
 
-@pattern(rows, {"a.weight:0": "pinned"})
+@pattern(rows, {"a.weight:0": (12,)})
 class CumulativeSum(Hidden):
-    """Each channel sees those before it."""
+    """Each channel sees those before it, to which one that is gone adds nothing."""
 
     def between(self, x: Tensor) -> Tensor:
         return x.cumsum(-1)
