@@ -165,12 +165,13 @@ class LogitRefitting:
         product = self.product
         fit, held = self.fit.system(), self.held.system()
         prior = self._prior()
-        before, best, after = held.error(prior), 0.0, held.error(prior)
-        found = prior
-        for ratio in sorted(self.setting.options.ratios, reverse=True):
-            found = fit.solve(prior, ratio, found)
-            if float(held.error(found).sum()) < float(after.sum()):
-                best, after = ratio, held.error(found)
+        before = after = held.error(prior)
+        best, found = 0.0, None
+        for ratio in sorted(self.setting.options.ratios, reverse=True):  # each begins where the one before ended
+            found = fit.solve(prior, ratio, found, tolerance=1e-4)
+            error = held.error(found)
+            if float(error.sum()) < float(after.sum()):
+                best, after = ratio, error
         name, variance = product.origin.layer.weight_name, max(float(held.energy.sum()), 1e-30)
         if not best:
             return Refitted(product.node.name, name, "none", 0.0, float(before.sum()) / variance, float(before.sum()) / variance)

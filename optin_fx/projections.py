@@ -66,7 +66,7 @@ class Projections(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, wanted: Sequence[fx.Node], samples: int) -> None:
         super().__init__(module, garbage_collect_values=True)
-        self.samples = samples
+        self.graph_module, self.samples = module, samples
         self.starts = {node: self._start(node) for node in wanted}
         self.layers = {node: layer for node in self.starts.values() if isinstance(layer := layer_of(node, module), Layer)}
         self.origins: dict[str, Origin] = {}
@@ -93,7 +93,7 @@ class Projections(fx.Interpreter):
     def refusal(self, node: fx.Node) -> str:
         """Why one of these nodes has no origin."""
         start = self.starts[node]
-        found = layer_of(start, self.module)
+        found = layer_of(start, self.graph_module)
         if start.target in CONTRACTIONS and isinstance(found, str):
             return found
         return f"what it reads comes out of {op_name(start)}, not straight from a projection"

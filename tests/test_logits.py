@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import optin_fx as ofx
+from optin_fx import bilinear
 from optin_fx.bilinear import BilinearMoments
 from optin_fx.compensation import Compensation, Refitted
 from optin_fx.data import batches_of
@@ -31,7 +32,9 @@ def _sides(samples: int) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("ratio", [1e-9, 1e-2, 1.0])
-def test_the_solution_is_that_of_the_whole_least_squares_problem(ratio: float) -> None:
+@pytest.mark.parametrize("direct", [0, 640])
+def test_the_solution_is_that_of_the_whole_least_squares_problem(ratio: float, direct: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bilinear, "DIRECT", direct)
     x, y, u, v = _sides(samples=9)
     moments = BilinearMoments()
     moments.add(*(side[:, :4] for side in (x, y, u, v)))
