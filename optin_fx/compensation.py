@@ -32,6 +32,8 @@ class Compensation:
         floor: share of its sample's mean weight that every row has at least, with `rows_by="gradient"`.
         norms: re-estimate the statistics of every BatchNorm behind the first refit: its mean and variance move by what the input's
             moved from the dense program's on the calibration data.
+        logits: at level "affine", also refit inner products over pruned dims (`q k^T`), to what they are in the dense program
+            (`optin_fx.logits`).
         ratios: candidate ridges, as shares of the mean input variance.
         held_out: share of the batches (or of the rows of an only batch) on which ridge and level are chosen.
         rows: at most so many rows per batch enter a refit.
@@ -43,6 +45,7 @@ class Compensation:
     rows_by: str = "uniform"
     floor: float = 0.1
     norms: bool = False
+    logits: bool = True
     ratios: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     held_out: float = 0.25
     rows: int = 4096
@@ -65,7 +68,7 @@ class Refitted:
     """What became of one consumer.
 
     Attributes:
-        node, weight: the contraction and the name of its weight.
+        node, weight: the contraction and the name of the weight that was solved for: its own, or that of the projection before it.
         level: the refit that was best on held-out rows, of `LEVELS`.
         ratio: ridge as a share of the mean input variance.
         before, after: held-out error as a share of the output's variance, without and with the refit.

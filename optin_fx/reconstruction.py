@@ -98,7 +98,7 @@ def _due(cut: Cut) -> dict[str, Consumer]:
 
 def _products(setting: Setting) -> dict[str, Product | str]:
     """Inner products over a pruned axis: how each can be refitted, or why it cannot."""
-    due = products_due(setting.cut) if setting.options.level == "affine" else {}
+    due = products_due(setting.cut) if setting.options.logits and setting.options.level == "affine" else {}
     if not due:
         return {}
     both, program = setting.both, setting.cut.analysis.program

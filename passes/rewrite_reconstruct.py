@@ -18,11 +18,12 @@ class RewriteReconstruct(Compensation, Pass):
 
     Solves `min E|y - V x - b|^2 + lam |V - W_S|^2` per consumer (a ridge pulled to the old weights; with exact inputs it is
     CORP's affine compensation, arXiv 2602.05243, and K-prune's refit when the target is the residual stream). The ridge is chosen
-    on held-out batches, and so is whether to refit at all. Label-free. Cost: one forward of each program, one
+    on held-out batches, and so is whether to refit at all. Attention logits whose query-key dims went are made what they were by
+    new weights of the queries' (or keys') projection, see `optin_fx.logits`. Label-free. Cost: one forward of each program, one
     Cholesky factorisation per candidate ridge and consumer; one backward more where rows are weighed by gradients.
 
     Attributes:
-        level, target, mode, rows_by, floor, norms, ratios, held_out, rows: see `Compensation`.
+        level, target, mode, rows_by, floor, norms, logits, ratios, held_out, rows: see `Compensation`.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("program", "plan", "data")

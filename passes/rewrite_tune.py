@@ -17,7 +17,7 @@ class RewriteTune(RewriteReconstruct):
     the dense model, not a model pruned half as much.
 
     Attributes:
-        level, target, mode, rows_by, floor, norms, ratios, held_out, rows: see `Compensation`.
+        level, target, mode, rows_by, floor, norms, logits, ratios, held_out, rows: see `Compensation`.
     """
 
     level: str = "scale"

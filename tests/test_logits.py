@@ -158,6 +158,13 @@ def test_logits_and_output_come_closer(form: str) -> None:
     assert refitted < without
 
 
+@pytest.mark.parametrize("options", [{"logits": False}, {"level": "scale"}, {"level": "none"}])
+def test_logits_can_be_left_as_they_are(options: dict[str, Any]) -> None:
+    report, without, refitted = _refitted(Attention("fused", rank=4), **options)
+    assert not report
+    assert refitted == without
+
+
 NOTES = {
     "gated twice": "what it reads comes out of mul, not straight from a projection",
     "one": "its projection has other readers",
