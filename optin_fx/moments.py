@@ -19,6 +19,13 @@ class Moments:
         self.y = torch.zeros(outputs, dtype=torch.float64)
         self.yy = 0.0
 
+    @classmethod
+    def of_inputs(cls, *, count: torch.Tensor, rows: torch.Tensor, xx: torch.Tensor, x: torch.Tensor) -> Moments:
+        """Moments of a regression without outputs, from sums that were made elsewhere."""
+        made = cls(len(x), 0)
+        made.count, made.rows, made.xx, made.x = float(count), int(rows), xx, x
+        return made
+
     def add(self, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Add rows `x [rows, inputs]` and `y [rows, outputs]`, each counted `weights [rows]` times; one by default.
 

@@ -12,8 +12,9 @@ from torch._ops import OpOverload
 
 from optin_fx.data import Batch
 from optin_fx.data import rows as leading
+from optin_fx.execution import ROWS, accumulate
 from optin_fx.interpreter import Runner
-from optin_fx.outputs import output_terms
+from optin_fx.outputs import OutputTerm, output_terms
 from optin_fx.program import Program
 
 
@@ -74,28 +75,42 @@ def sensitivities(
     Args:
         features: node name to the dim of its result that holds the features.
     """
-    generator = torch.Generator().manual_seed(seed)
-    terms = output_terms(program)
-    rows: dict[str, list[torch.Tensor]] = {name: [] for name in features}
-    sums: dict[str, torch.Tensor] = {}
-    samples: list[int] = []
-    for batch in batches:
-        runner = _Tapped(program, taps=tuple(features))
+    terms, names = output_terms(program), tuple(features)
+
+    def step(number: int, batch: Batch) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        sums = {}
+        for name, square in zip(names, _squares(program, batch, names, terms, draws, generator), strict=True):
+            at_end = square.movedim(features[name], -1)
+            at_rows = at_end.sum(-1).flatten()
+            sums[f"{ROWS}{name}"] = at_rows
+            sums[f"{ROWS}{name}/count"] = torch.tensor([len(at_rows)])
+            sums[name] = at_end.reshape(-1, at_end.shape[-1]).double().sum(0)
+        return sums
+
+    found = accumulate("sensitivities", batches, step)
+    samples = [leading(batch) for batch in batches]
+
+    def by_batch(name: str) -> list[torch.Tensor]:
+        return list(found[f"{ROWS}{name}"].split(found[f"{ROWS}{name}/count"].tolist()))
+
+    return {name: Sensitivity(by_batch(name), found[name], samples) for name in names}
+
+
+def _squares(
+    program: Program, batch: Batch, names: tuple[str, ...], terms: Sequence[OutputTerm], draws: int, generator: torch.Generator
+) -> list[torch.Tensor]:
+    """Squared gradients at the nodes' results, the mean over draws of a batch's labels."""
+    runner = _Tapped(program, taps=names)
+    with torch.enable_grad():
+        outputs = runner(batch)
+    tapped = [runner.tapped[name] for name in names]
+    squares = [torch.zeros_like(value) for value in tapped]
+    for draw in range(draws):
         with torch.enable_grad():
-            outputs = runner(batch)
-        tapped = [runner.tapped[name] for name in features]
-        squares = [torch.zeros_like(value) for value in tapped]
-        for draw in range(draws):
-            with torch.enable_grad():
-                value = torch.stack([term.log_likelihood(outputs[term.index], generator) for term in terms]).sum()
-            found = torch.autograd.grad(value, tapped, retain_graph=draw + 1 < draws, allow_unused=True)
-            for square, gradient in zip(squares, found, strict=True):
-                if gradient is not None:
-                    square += gradient.square() / draws
-        for (name, dim), square in zip(features.items(), squares, strict=True):
-            at_end = square.detach().movedim(dim, -1)
-            rows[name].append(at_end.sum(-1).flatten())
-            own = at_end.reshape(-1, at_end.shape[-1]).double().sum(0)
-            sums[name] = sums[name] + own if name in sums else own
-        samples.append(leading(batch))
-    return {name: Sensitivity(rows[name], sums[name], samples) for name in features}
+            value = torch.stack([term.log_likelihood(outputs[term.index], generator) for term in terms]).sum()
+        found = torch.autograd.grad(value, tapped, retain_graph=draw + 1 < draws, allow_unused=True)
+        for square, gradient in zip(squares, found, strict=True):
+            if gradient is not None:
+                square += gradient.square() / draws
+    return [square.detach() for square in squares]

@@ -13,6 +13,7 @@ from optin_fx.data import Batch
 from optin_fx.dims import Axis
 from optin_fx.elimination import Elimination, removal_order, scores_of_curve
 from optin_fx.errors import PipelineError
+from optin_fx.execution import accumulate
 from optin_fx.groups import group, leaf_names
 from optin_fx.interpreter import Runner, consumers_by_node
 from optin_fx.masks import token_mask
@@ -23,6 +24,9 @@ from optin_fx.refittable import Layer, layer_of
 from optin_fx.rows import chosen_rows
 from optin_fx.sensitivity import Sensitivity, sensitivities
 from optin_fx.units import unit_of_position
+
+_SUMS = ("count", "rows", "xx", "x")
+"""What is summed up at every consumer, of `Moments`."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +103,23 @@ class ScoreReconstruction(ScorePass):
         self, program: Program, batches: Sequence[Batch], layers: Mapping[str, tuple[Consumer, Layer]], seen: Mapping[str, Sensitivity]
     ) -> dict[str, list[Moments]]:
         """Per consumer and block, moments of its inputs; rows count by their squared gradients."""
-        found: dict[str, list[Moments]] = {}
-        generator = torch.Generator().manual_seed(self.seed)
-        for i, batch in enumerate(batches):
-            add = partial(self._add, found, layers, seen, generator, i, token_mask(program, batch))
-            Runner(program, observe=add)(batch)
-        return found
+
+        def step(number: int, batch: Batch) -> dict[str, torch.Tensor]:
+            sums: dict[str, list[Moments]] = {}
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+            Runner(program, observe=partial(self._add, sums, layers, seen, generator, number, token_mask(program, batch)))(batch)
+            return {
+                f"{node}/{block}/{name}": torch.as_tensor(getattr(moments, name))
+                for node, blocks in sums.items()
+                for block, moments in enumerate(blocks)
+                for name in _SUMS
+            }
+
+        found = accumulate("covariances", batches, step)
+        return {
+            node: [Moments.of_inputs(**{name: found[f"{node}/{block}/{name}"] for name in _SUMS}) for block in range(layer.groups)]
+            for node, (_, layer) in layers.items()
+        }
 
     def _add(
         self,

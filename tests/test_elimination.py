@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import optin_fx as ofx
+from optin_fx.data import Batch
 from optin_fx.elimination import Elimination, removal_order, scores_of_curve
+from optin_fx.execution import accumulate, execution
 
 
 def _problem(seed: int, columns: int, outputs: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,3 +99,40 @@ def test_the_criterions_values_in_the_order_of_removal() -> None:
     alone = ofx.score(program, "trajectory-sketch", data=data)["0:neuron"]
     assert torch.allclose(by_value.sort().values, alone.sort().values)
     assert float(by_curve.sum()) < float(alone.sum())  # refitted neighbours make up for some of it
+
+
+class _Interrupted(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("loop", ["sensitivities", "covariances"])
+def test_an_interrupted_score_goes_on_where_it_was(loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of different sizes, and more rows than are used, so that what is drawn must be the same again."""
+    torch.manual_seed(0)
+    data = [torch.randn(size, 3, 6) for size in (8, 5, 8, 3)]
+    program = ofx.trace(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 2)), (data[0],))
+    text = "reconstruction{rows=7, within=magnitude}"
+    whole = ofx.score(program, text, data=data)
+    ran: list[int] = []
+    limit = 2
+
+    def counting(label: str, items: Sequence[Batch], step: Callable[[int, Batch], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        def counted(number: int, item: Batch) -> dict[str, torch.Tensor]:
+            if label == loop:
+                if len(ran) == limit:
+                    raise _Interrupted
+                ran.append(number)
+            return step(number, item)
+
+        return accumulate(label, items, counted)
+
+    module = "optin_fx.sensitivity" if loop == "sensitivities" else "optin_fx.passes.score_reconstruction"
+    monkeypatch.setattr(f"{module}.accumulate", counting)
+    with execution(partial=tmp_path):
+        with pytest.raises(_Interrupted):
+            ofx.score(program, text, data=data)
+        limit = 4
+        resumed = ofx.score(program, text, data=data)
+    assert ran == [0, 1, 2, 3]
+    for name in whole:
+        assert torch.equal(resumed[name], whole[name])
