@@ -22,6 +22,7 @@ from optin_fx.bilinear import BilinearMoments
 from optin_fx.compensation import Refitted
 from optin_fx.dims import SYMBOLIC, leaves, positions
 from optin_fx.heads import Heads
+from optin_fx.interpreter import batch_dim
 from optin_fx.linearity import op_name
 from optin_fx.masks import token_weights
 from optin_fx.plan import Cut
@@ -104,7 +105,11 @@ def sides_of(cut: Cut, consumer: Consumer, node: fx.Node) -> tuple[Side, Side] |
     for number, own in zip(numbers, names, strict=True):
         operand = applied.call.operands[number]
         order = [*shared, *(name for name in own if name not in shared and name not in contracted), *contracted]
-        for axis in cut.analysis.axes[operand.node.name]:
+        axes = cut.analysis.axes[operand.node.name]
+        where = batch_dim(cut.analysis, axes)
+        if not shared or own.index(shared[0]) != 0 or where is None or where[0] != 0:
+            return "its matrices are not those of one sample each"
+        for axis in axes:
             if axis.root().size >= SYMBOLIC and any(leaf in cut.kept for leaf in leaves(axis)):
                 return "heads that are cut lie in one dim with the batch"
         sliced = read(node, list(node.args), dict(node.kwargs), operand.name, operand.index)

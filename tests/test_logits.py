@@ -85,12 +85,14 @@ class Attention(nn.Module):
         self.q, self.k = nn.Linear(self.IN, total, bias=form != "no bias"), nn.Linear(self.IN, total)
         self.v, self.out = nn.Linear(self.IN, 12), nn.Linear(12, 5)
         self.register_buffer("gate", torch.rand(10, 1) + 0.5)
+        if form == "conv":
+            self.q = nn.Conv1d(self.IN, total, 1)
         for projection in (self.q, self.k):
             nn.init.normal_(projection.weight, std=0.4)
             self._limit(projection, rank)
 
     @torch.no_grad()
-    def _limit(self, projection: nn.Linear, rank: int) -> None:
+    def _limit(self, projection: nn.Linear | nn.Conv1d, rank: int) -> None:
         """Make the last features of every head mixtures of the first."""
         mixing = torch.randn(self.HEADS, self.WIDTH - rank, rank) * 0.6
         weight = projection.weight.view(self.HEADS, self.WIDTH, -1)
@@ -101,7 +103,11 @@ class Attention(nn.Module):
             bias[:, rank:] = mixing @ bias[:, :rank] + (0.0 if self.form.startswith("gated") else 1.0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k = (part(x).unflatten(-1, (self.HEADS, self.WIDTH)).transpose(1, 2) for part in (self.q, self.k))
+        k = self.k(x).unflatten(-1, (self.HEADS, self.WIDTH)).transpose(1, 2)
+        if self.form == "conv":
+            q = self.q(x.transpose(1, 2)).unflatten(1, (self.HEADS, self.WIDTH)).mT
+        else:
+            q = self.q(x).unflatten(-1, (self.HEADS, self.WIDTH)).transpose(1, 2)
         v = self.v(x).unflatten(-1, (self.HEADS, 4)).transpose(1, 2)
         if self.form.startswith("gated"):
             q = q * self.gate
@@ -116,6 +122,9 @@ class Attention(nn.Module):
             mixed = (torch.einsum("bhqd,bhkd->bhqk", q, k) / 2.8 - 1.0).softmax(-1) @ v
         elif self.form == "transposed":  # keys in rows
             mixed = (k @ q.transpose(-1, -2) * 0.3).softmax(-2).transpose(-1, -2) @ v
+        elif self.form == "pooled":  # every token of every sample
+            q, k, v = (part.transpose(0, 1).flatten(1, 2) for part in (q, k, v))
+            mixed = ((q @ k.mT).softmax(-1) @ v).unflatten(1, (-1, 10)).transpose(0, 1)
         elif self.form == "sigmoid":  # no softmax: constants per row count
             mixed = (q @ k.transpose(-1, -2) * 0.3).sigmoid() @ v
         else:
@@ -138,7 +147,7 @@ def _refitted(model: nn.Module, kinds: tuple[str, ...] = ("qk-dim",), **options:
         return report, *(agreement(run(data[8]), dense).max_rel for run in (ofx.rewrite(program, plan), module))
 
 
-FORMS = ["fused", "no bias", "batched", "einsum", "gated"]
+FORMS = ["fused", "no bias", "batched", "einsum", "gated", "conv"]
 
 
 @pytest.mark.parametrize(("form", "mode"), [*((form, "sequential") for form in FORMS), ("fused", "parallel")])
@@ -167,6 +176,7 @@ def test_logits_can_be_left_as_they_are(options: dict[str, Any]) -> None:
 
 NOTES = {
     "gated twice": "what it reads comes out of mul, not straight from a projection",
+    "pooled": "its matrices are not those of one sample each",
     "one": "its projection has other readers",
 }
 
