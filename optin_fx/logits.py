@@ -167,25 +167,29 @@ class LogitRefitting:
 
     def finish(self) -> Refitted:
         """Solve, write the projection's new weight and bias, and change the queries or keys that wait."""
-        product = self.product
+        product, prior = self.product, self._prior()
+        ratio, before, after, variance = self._chosen(prior)
+        helps = after < before
+        shares = (float(before.sum()) / variance, float(torch.minimum(before, after).sum()) / variance)
+        name = product.origin.layer.weight_name
+        if not bool(helps.any()):
+            return Refitted(product.node.name, name, "none", 0.0, *shares)
+        solved = (self.fit + self.held).system().solve(prior, ratio, prior)
+        self._write(torch.where(helps[:, None, None], solved, prior))
+        note = "" if bool(helps.all()) else f"{int(helps.sum())} of {len(helps)} heads"
+        return Refitted(product.node.name, name, "affine", ratio, *shares, note)
+
+    def _chosen(self, prior: torch.Tensor) -> tuple[float, torch.Tensor, torch.Tensor, float]:
+        """The ridge of least error on held-out samples; the heads' errors there without and with it, and the logits' energy."""
         fit, held = self.fit.system(), self.held.system()
-        prior = self._prior()
         before = after = held.error(prior)
-        best, found = 0.0, None
+        best, found = 0.0, prior
         for ratio in sorted(self.setting.options.ratios, reverse=True):  # each begins where the one before ended
             found = fit.solve(prior, ratio, found, tolerance=1e-4)
             error = held.error(found)
             if float(error.sum()) < float(after.sum()):
                 best, after = ratio, error
-        name, variance = product.origin.layer.weight_name, max(float(held.energy.sum()), 1e-30)
-        if not best:
-            return Refitted(product.node.name, name, "none", 0.0, float(before.sum()) / variance, float(before.sum()) / variance)
-        helps = after < before
-        matrices = torch.where(helps[:, None, None], (self.fit + self.held).system().solve(prior, best), prior)
-        self._write(matrices)
-        shares = (float(before.sum()) / variance, float(torch.minimum(before, after).sum()) / variance)
-        note = "" if bool(helps.all()) else f"{int(helps.sum())} of {len(helps)} heads"
-        return Refitted(product.node.name, name, "affine", best, *shares, note)
+        return best, before, after, max(float(held.energy.sum()), 1e-30)
 
     def _prior(self) -> torch.Tensor:
         """The dims that stay as they are, and no offset: `[heads, width + 1, width]`."""

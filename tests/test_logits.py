@@ -41,7 +41,7 @@ def test_the_solution_is_that_of_the_whole_least_squares_problem(ratio: float, d
     moments.add(*(side[:, 4:] for side in (x, y, u, v)))
     prior = torch.eye(4, 3, dtype=torch.float64).expand(2, -1, -1)
     system = moments.system()
-    found = system.solve(prior, ratio)
+    found = system.solve(prior, ratio, prior)
     for pair in range(2):
         design = torch.stack([torch.kron(a, b) for a, b in zip(x[pair], y[pair], strict=True)]).reshape(-1, 12)  # of vec(A), row by row
         target = (u[pair] @ v[pair].mT).reshape(-1)
