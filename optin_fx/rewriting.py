@@ -15,6 +15,7 @@ from optin_fx.arguments import read, write
 from optin_fx.attributes import assign, attribute, from_memory_order, in_memory_order, storage_key
 from optin_fx.branches import remove_branches
 from optin_fx.dims import Axis, leaves, positions, spread
+from optin_fx.frozen import freeze_statistics
 from optin_fx.plan import Cut, Plan, resolve
 from optin_fx.program import Program
 from optin_fx.retrace import retrace
@@ -72,6 +73,7 @@ def slice_graph(program: Program, cut: Cut, *, copied: bool = False) -> fx.Graph
         copied: also tensors that stay whole get memory of their own, so that training the result leaves the program as it was.
     """
     analysis, module = cut.analysis, editable(program)
+    freeze_statistics(module, cut)
     _slice_tensors(module, cut, copied=copied)
     nodes = {node.name: node for node in module.graph.nodes}
     for node in list(nodes.values()):

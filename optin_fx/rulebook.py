@@ -80,6 +80,7 @@ class Line:
         chosen: factors whose removed units are taken out of a choice: `-inf` in the first operand, as before a softmax.
         least: fewest units of a factor that the call can do with.
         tells: number of a result to what its values say about a factor, see `optin_fx.references`.
+        frozen: factors that statistics of weights are taken over; where they shrink, the dense statistics stay (`optin_fx.frozen`).
         told: number of an operand to what its values must say about a factor. If they do, the factor is not pinned for it.
     """
 
@@ -97,6 +98,7 @@ class Line:
     least: Mapping[str, int] = field(default_factory=dict)
     tells: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     told: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    frozen: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         sides = (", ".join("_" if dims is None else " ".join(map(str, dims)) for dims in side) for side in (self.operands, self.results))
@@ -117,6 +119,7 @@ def line(
     least: Mapping[str, int] | None = None,
     tells: Mapping[int, tuple[str, str]] | None = None,
     told: Mapping[int, tuple[str, str]] | None = None,
+    frozen: Iterable[str] = (),
 ) -> Line:
     """Parse a rule line. See the module's text for the notation and `Line` for the options.
 
@@ -128,7 +131,7 @@ def line(
     products = tuple(tuple(t.split()) for t in terms)
     return Line(
         operands, results, pinned, sizes or {}, why, products, drop, roles or {}, code, frozenset(summed),
-        frozenset(chosen), least or {}, tells or {}, told or {},
+        frozenset(chosen), least or {}, tells or {}, told or {}, frozen=frozenset(frozen),
     )  # fmt: skip
 
 
@@ -355,6 +358,20 @@ def pointwise(call: Call) -> Line:
     if _adds_activations(call):
         roles = {ELLIPSIS: "residual"}
     return line(", ".join([ELLIPSIS] * len(call.operands)) + " -> " + ", ".join([ELLIPSIS] * len(call.results)), roles=roles)
+
+
+def is_constant(call: Call) -> bool:
+    """Whether all that a call reads is made from stored tensors alone."""
+    pending, seen = [operand.node for operand in call.operands], set()
+    while pending:
+        node = pending.pop()
+        if node in seen or node.op == "get_attr":
+            continue
+        if node.op != "call_function":
+            return False
+        seen.add(node)
+        pending += node.all_input_nodes
+    return True
 
 
 def is_left(node: fx.Node, number: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from optin_fx.rulebook import TIMES, Call, Line, Resized, line, rule
+from optin_fx.rulebook import TIMES, Call, Line, Resized, is_constant, line, rule
 from optin_fx.rules.reduction import CASTS
 
 aten = torch.ops.aten
@@ -55,13 +55,16 @@ def layer_norm(call: Call) -> Line:
 
 @rule(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 def batch_norm(call: Call) -> Line:
-    """Per channel (dim 1), with stored statistics in eval and its own in training: exact either way."""
+    """Per channel (dim 1), with stored statistics in eval and its own in training: exact either way. Of weights, see `optin_fx.frozen`."""
     affine = ", c" * (len(call.operands) - 1)
     if call.op is aten._native_batch_norm_legit_no_training.default:  # the statistics that it hands back are empty
         return line(f"b c ...{affine} -> b c ..., m!, v!", why="statistics of a batch")
     if not call.arguments.get("training"):
         return line(f"b c ...{affine} -> b c ...")
     places = _places(call)
+    if call["running_mean"] is None and is_constant(call):  # a weight that is standardised, filter by filter
+        free = places.replace("!", "")
+        return line(f"b! c {free}{affine} -> b c {free}", why=f"{WHY} (batch_norm)", frozen=free.split())
     return line(f"b! c {places}{affine} -> b c {places}", why=f"{WHY} (batch_norm)")
 
 
@@ -154,11 +157,13 @@ def gated(call: Call) -> Line:
 
 @rule(aten._weight_norm.default)
 def weight_norm(call: Call) -> Line:
-    """A direction, normalised over all dims but one, times a gain along that one."""
+    """A direction, normalised over all dims but one, times a gain along that one. Of weights, see `optin_fx.frozen`."""
     dim = call.dim(call["dim"])
     names = [f"n{i}" for i in range(len(call.operands[0].shape))]
     v = " ".join(n if i == dim else f"{n}!" for i, n in enumerate(names))
     g = " ".join(n if i == dim else "1" for i, n in enumerate(names))
+    if is_constant(call):
+        return line(f"{v}, {g} -> {' '.join(names)}".replace("!", ""), frozen=[n for i, n in enumerate(names) if i != dim])
     return line(f"{v}, {g} -> {' '.join(names)}", why=f"{WHY} (weight_norm)", code="normalised")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from optin_fx.rulebook import POSITIONS, TIMES, Call, Line, Resized, is_left, line, rule
+from optin_fx.rulebook import POSITIONS, TIMES, Call, Line, Resized, is_constant, is_left, line, rule
 
 aten = torch.ops.aten
 
@@ -88,6 +88,8 @@ def statistic(call: Call) -> Line:
     names, out, over = _reduced(call)
     left = " ".join(f"{n}!" if n in over else n for n in names)
     name = call.op.overloadpacket.__name__
+    if name.startswith(("var", "std")) and is_constant(call):
+        return line(f"{' '.join(names)} -> " + ", ".join([" ".join(out)] * len(call.results)), drop=True, frozen=over)
     return line(
         f"{left} -> " + ", ".join([" ".join(out)] * len(call.results)),
         why=f"a {name.replace('_', ' ')} over it",

@@ -272,6 +272,14 @@ def batch_norm(draw: Draw) -> Sample:
     return [x, *tensors, draw.flag() and x[:, 0].numel() > 1, 0.0, 1e-5, False], {}
 
 
+@sample(aten.batch_norm.default)
+def standardised_weight(draw: Draw) -> Sample:
+    x = draw.tensor(draw.size(2), draw.size(), *draw.shape(0, 2))
+    weight, bias = draw.tensor(x.shape[1]), draw.tensor(x.shape[1])
+    affine = [weight if draw.flag() else None, bias if draw.flag() else None]
+    return [x, *affine, None, None, True, 0.0, 1e-5, False], {}
+
+
 @sample(aten._native_batch_norm_legit_no_training.default)
 def native_batch_norm(draw: Draw) -> Sample:
     x, tensors = _channels(draw)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,9 +47,9 @@ class SharedByTwoWidths(nn.Module):
         return self.out(self.c(self.a(x).relu()) * self.c(self.b(x).tanh()))
 
 
-@pattern(rows, {"a.weight:0": "pinned", "b.parametrizations.weight.original0:0": "free", "b.parametrizations.weight.original1:0": "free"})
+@pattern(rows, {"a.weight:0": (12,), "b.parametrizations.weight.original0:0": "free", "b.parametrizations.weight.original1:0": "free"})
 class WeightNorm(Hidden):
-    """Inputs of `b` see each other in the norm of its rows; its outputs do not."""
+    """Inputs of `b` see each other in the norm of its rows, which stays that of the whole rows; its outputs do not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,3 +205,53 @@ class InPlaceCopy(Hidden):
         y = torch.zeros(2, 12)
         y.copy_(x)
         return y.relu()
+
+
+class StandardConv(nn.Conv2d):
+    """A filter of zero mean and unit variance, as BiT's."""
+
+    def weights(self) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        return F.batch_norm(rows, None, None, training=True, momentum=0.0).reshape_as(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weights(), self.bias, self.stride, self.padding)
+
+
+class VarianceConv(StandardConv):
+    """The same, written out."""
+
+    def weights(self) -> Tensor:
+        variance, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True, correction=0)
+        return (self.weight - mean) / (variance + 1e-5).sqrt()
+
+
+@pattern(image, {"a.weight:0": (12,), "b.weight:0": (10,), "b.weight:1": (12,)})
+class StandardisedFilters(ConvHidden):
+    """Inputs that go leave the statistics of the filters that read them as they were."""
+
+    conv: type[StandardConv] = StandardConv
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = self.conv(12, 10, 3, padding=1)
+        self.out = nn.Conv2d(10, 5, 1)
+
+    def between(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.b(x)).relu()
+
+
+@pattern(image, {"a.weight:0": (12,), "b.weight:0": (10,), "b.weight:1": (12,)})
+class StandardisedByHand(StandardisedFilters):
+    """The same with the variance and the mean of each filter written out."""
+
+    conv = VarianceConv
+
+
+@pattern(rows, {"a.weight:0": "pinned"})
+class StandardisedByActivations(Hidden):
+    """Statistics of what is computed from the input change with it, and count every entry."""
+
+    def between(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, -1, keepdim=True)
+        return (x - mean) / (variance + 1e-5).sqrt()
