@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from optin_fx.files import saving
+
+FIX = "let the environment's TMPDIR name a folder with room, or allow more memory with execution(memory_limit=...)"
+
 
 class Shelf:
     """Puts trees of tensors away and gives them back as they were, views of one memory still views of one memory.
@@ -31,13 +35,19 @@ class Shelf:
             self._folder.cleanup()
 
     def put(self, number: int, values: Any) -> None:
-        """Put away what belongs to a number."""
+        """Put away what belongs to a number.
+
+        Raises:
+            SaveError: the temporary folder has no room for it.
+        """
         size = bytes_of(values)
         if self.held + size <= self.limit:
             self._here[number] = (size, values)
             self.held += size
         else:
-            torch.save(values, self._path(number))
+            path = self._path(number)
+            with saving("the values of a batch", path, so="they cannot wait", fix=FIX), path.open("wb") as file:
+                torch.save(values, file)
 
     def take(self, number: int) -> Any:
         """What belongs to a number; it is no longer here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from torch import nn
 import optin_fx as ofx
 from optin_fx.compensation import Compensation
 from optin_fx.data import batches_of
+from optin_fx.errors import SaveError
 from optin_fx.execution import execution
 from optin_fx.lockstep import Lockstep
 from optin_fx.reconstruction import reconstruct
@@ -43,6 +45,26 @@ def test_a_shelf_gives_back_what_it_was_given(tmp_path: Path, monkeypatch: pytes
     assert shelf.held == 0
     shelf.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(torch, "save", full)
+    shelf = Shelf(limit=2 << 20)
+    shelf.put(0, torch.zeros(1 << 18))
+    with pytest.raises(SaveError) as caught:
+        shelf.put(1, torch.zeros(1 << 19))
+    (folder,) = tmp_path.iterdir()
+    assert str(caught.value).splitlines() == [
+        "cannot write the values of a batch: No space left on device",
+        f"  at  {folder}/1.pt",
+        "  so  they cannot wait",
+        "  fix let the environment's TMPDIR name a folder with room, or allow more memory with execution(memory_limit=...)",
+    ]
+    shelf.close()
 
 
 def test_memory_counts_once_and_whole() -> None:
@@ -114,7 +136,8 @@ PEAK = """
     from torch import nn
     import optin_fx as ofx
     from optin_fx.data import batches_of
-    from optin_fx.execution import execution
+    from optin_fx.errors import SaveError
+from optin_fx.execution import execution
     from optin_fx.reconstruction import reconstruct
 
     torch.manual_seed(0)
