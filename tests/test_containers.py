@@ -87,6 +87,24 @@ def test_a_file_is_read_where_nobody_imported_the_class(tmp_path: Path, monkeypa
     assert "the class of an input or output cannot be imported: No module named 'users_own'" in done.stderr
 
 
+@pytest.mark.parametrize("target", ["eager", "onnxruntime:cpu"])
+def test_an_engine_gives_back_the_class_where_nobody_imported_it(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if target != "eager":
+        pytest.importorskip("onnxruntime")
+    (tmp_path / "users_answer.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    import users_answer  # type: ignore[import-not-found]
+
+    path = ofx.lower(ofx.trace(users_answer.Net(), (torch.randn(2, 4),)), target).save(tmp_path / "net")
+    script = f"import sys; sys.path[0:0] = [{str(tmp_path)!r}, {str(Path.cwd())!r}]; import torch; import optin_fx as ofx; "
+    script += f"found = ofx.lowering.load_engine({str(path)!r})(torch.ones(3, 4)); print(type(found).__name__, tuple(found.y.shape))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "Out (3, 6)"
+    script = script.replace(repr(str(tmp_path)), "'/nowhere'", 1)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "the class of an input or output cannot be imported: No module named 'users_answer'" in done.stderr
+
+
 def test_a_class_that_is_nowhere(tmp_path: Path) -> None:
     @dataclass
     class Local:

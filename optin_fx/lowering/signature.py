@@ -6,7 +6,6 @@ text form of the input and output structures.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import torch
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from optin_fx.containers import class_names, register_by_name
 from optin_fx.errors import LoweringError
 from optin_fx.lowering.leaf import Leaf, checked, leaf_of
 from optin_fx.lowering.symbols import name_symbols
@@ -32,7 +32,7 @@ class Signature:
         bounds: per symbol, the least and the largest size (`None`: not bounded).
         in_spec, out_spec: the structures in torch's text form.
         parameters: names of `forward`'s parameters in order, so that a keyword may stand for a position.
-        modules: to import before the structures can be read.
+        containers: classes that are to be known before the structures can be read, see `optin_fx.containers.class_names`.
     """
 
     inputs: tuple[Leaf, ...]
@@ -41,7 +41,7 @@ class Signature:
     in_spec: str
     out_spec: str
     parameters: tuple[str, ...] = ()
-    modules: tuple[str, ...] = ()
+    containers: tuple[str, ...] = ()
 
     @staticmethod
     def of(program: Program, dim_names: Mapping[str, Mapping[int, str]] | None = None) -> Signature:
@@ -73,7 +73,7 @@ class Signature:
             in_spec=pytree.treespec_dumps(in_spec),
             out_spec=pytree.treespec_dumps(out_spec),
             parameters=_parameters(program),
-            modules=tuple(sorted(_modules(in_spec) | _modules(out_spec))),
+            containers=tuple(class_names(in_spec, out_spec)),
         )
 
     # -- calls ---------------------------------------------------------------------------------------------------
@@ -88,8 +88,6 @@ class Signature:
 
     @cached_property
     def _specs(self) -> tuple[Any, Any]:
-        for module in self.modules:
-            importlib.import_module(module)
         return pytree.treespec_loads(self.in_spec), pytree.treespec_loads(self.out_spec)
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
@@ -167,6 +165,13 @@ class Signature:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Signature:
+        """Read what `to_dict` made, and make the classes known that inputs and outputs are packed in.
+
+        Raises:
+            LoadError: one of them cannot be imported here.
+        """
+        register_by_name(data["containers"])
+
         def leaf(entry: Mapping[str, Any]) -> Leaf:
             return Leaf(entry["name"], entry["dtype"], tuple(entry["sizes"]), entry["constant"])
 
@@ -177,7 +182,7 @@ class Signature:
             in_spec=data["in_spec"],
             out_spec=data["out_spec"],
             parameters=tuple(data["parameters"]),
-            modules=tuple(data["modules"]),
+            containers=tuple(data["containers"]),
         )
 
 
@@ -222,9 +227,3 @@ def _distinct(names: Sequence[str], taken: set[str]) -> list[str]:
 def _parameters(program: Program) -> tuple[str, ...]:
     signature = program.exported.module_call_graph[0].signature if program.exported.module_call_graph else None
     return tuple(getattr(signature, "forward_arg_names", None) or ())
-
-
-def _modules(spec: Any) -> set[str]:
-    own = spec.type.__module__ if spec.type is not None else "builtins"
-    found = set() if own.split(".")[0] in ("builtins", "torch", "collections") else {own}
-    return found.union(*(_modules(child) for child in spec.children()))
