@@ -51,7 +51,8 @@ def differs(trial: nn.Module, cut: Cut, small: fx.GraphModule, how: str) -> Writ
         inner = module_of(node) or ""
         if path is None or path.startswith(inner) or inner.startswith(path):
             path = inner
-            at = f"{_titled(trial.get_submodule(inner), inner)} computes its softmax scale from the width that it finds (%{node.name})"
+            does = "computes its softmax scale from" if "attention" in node.name else "divides by"
+            at = f"{_titled(trial.get_submodule(inner), inner)} {does} the width that it finds (%{node.name})"
             break
     return _refusal(f"the module differs from the smaller program {how}", cut, path, at)
 

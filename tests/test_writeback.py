@@ -7,6 +7,7 @@ import inspect
 import io
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -331,6 +332,28 @@ def test_a_width_read_from_a_tensor_is_refused() -> None:
     assert what.endswith(" (relative)")
     assert (at, so) == ("  at  1.down (Linear)", "  so  nothing was changed")
     assert fix == f"  fix leave 1.up:neuron out of the plan, {FIX}"
+
+
+def test_a_mean_over_the_channels_is_refused() -> None:
+    """Response normalisation is exact in the graph, where the mean divides by the dense width; the module divides by what is left."""
+
+    class Responses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.grn, self.down = nn.Linear(6, 16), import_module("timm.layers.grn").GlobalResponseNorm(16), nn.Linear(16, 5)
+            nn.init.normal_(self.grn.weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down(self.grn(self.up(x)))
+
+    model = Responses()
+    program = ofx.trace(model, (torch.randn(2, 4, 4, 6),))
+    plan = ofx.make_plan(program, {"up:neuron": [0, 3, 4, 8, 15]})
+    assert ofx.verify(program, plan)
+    what, at, so, fix = refused(model, program, plan).splitlines()
+    assert what.startswith("the module differs from the smaller program by ")
+    assert at == "  at  grn (GlobalResponseNorm) divides by the width that it finds (%mean)"
+    assert (so, fix) == ("  so  nothing was changed", f"  fix leave up:neuron out of the plan, {FIX}")
 
 
 class Faint(nn.Module):
