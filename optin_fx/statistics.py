@@ -92,7 +92,7 @@ def collect(program: Program, batches: Sequence[Batch], *, gram: bool = False) -
             refuse_non_finite(program, batch, runner(batch), number)
         return sums
 
-    sums = accumulate("moments", batches, step)
+    sums = accumulate("moments with gram" if gram else "moments", batches, step)
     return Statistics(program, tuple(_moments(consumer, sums) for consumer in table))
 
 

@@ -6,6 +6,7 @@ from optin_fx.passes.rewrite_slice import RewriteSlice
 from optin_fx.passes.rewrite_tune import RewriteTune
 from optin_fx.passes.score_activation import ScoreActivation
 from optin_fx.passes.score_fisher import ScoreFisher
+from optin_fx.passes.score_joint import ScoreJoint
 from optin_fx.passes.score_magnitude import ScoreMagnitude
 from optin_fx.passes.score_random import ScoreRandom
 from optin_fx.passes.score_reconstruction import ScoreReconstruction
@@ -25,6 +26,7 @@ __all__ = [
     "RewriteTune",
     "ScoreActivation",
     "ScoreFisher",
+    "ScoreJoint",
     "ScoreMagnitude",
     "ScoreRandom",
     "ScoreReconstruction",
