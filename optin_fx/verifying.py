@@ -16,7 +16,7 @@ from optin_fx.program import Program
 from optin_fx.rewriting import mask_graph, slice_graph
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Largest relative difference that counts as equal, by the coarsest floating dtype of the outputs."""
+"""Largest relative difference that counts as equal, by the coarsest floating dtype of the outputs, and of what is computed on the way."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def verify(program: Program, plan: Plan, *, strict: bool = False) -> Agreement:
         with torch.no_grad():
             plain = mask_graph(program, cut)(*program.args, **program.kwargs)
         inexact = agreement(results_of(program, theirs), results_of(program, plain)).max_rel
-    found = replace(found, moved=moved.max_rel, inexact=inexact)
+    found = replace(found, moved=moved.max_rel, inexact=inexact, tolerance=max(found.tolerance, _inside(program)))
     if strict and not found:
         raise VerifyError(
             f"the smaller program differs from the masked one by {found.max_rel:.2e} (relative)",
@@ -87,6 +87,12 @@ def verify(program: Program, plan: Plan, *, strict: bool = False) -> Agreement:
             fix="optin_fx.shrink.bisect(program, plan) names the first node that differs; please report it",
         )
     return found
+
+
+def _inside(program: Program) -> float:
+    """The tolerance of what the graph computes: a region under autocast rounds to bfloat16 though all that is returned is float32."""
+    values = (node.meta.get("val") for node in program.graph_module.graph.nodes if node.op == "call_function")
+    return max((TOLERANCE.get(value.dtype, 0.0) for value in values if isinstance(value, torch.Tensor)), default=0.0)
 
 
 def results_of(program: Program, outputs: Any) -> list[Any]:

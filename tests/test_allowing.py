@@ -127,7 +127,7 @@ def test_higher_order_ops_say_why() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = self.a(x)
             y = torch.cond(y.sum() > 0, lambda t: t.sin(), lambda t: t.cos(), (y,))
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cuda", dtype=torch.float16):
                 z = self.b(y)
             return self.c(z.float())
 

@@ -66,6 +66,15 @@ def without_gradient(m: Any, v: Tensor) -> Tensor:
     return m.down(m.up(v) * gate)
 
 
+def twice_without_gradient(m: Any, v: Tensor) -> Tensor:
+    with torch.no_grad():
+        gate = m.gate(v)
+    up = m.up(v)
+    with torch.no_grad():
+        gate = gate.sigmoid()
+    return m.down(up * gate)
+
+
 def no_autocast(m: Any, v: Tensor) -> Tensor:
     with torch.autocast("cpu", enabled=False):
         y = m.up(v).sigmoid()
@@ -119,6 +128,9 @@ CASES: dict[str, Case] = {
     ),
     "writes in place": (lambda: Model(in_place, a=lin(8, 6), b=lin(8, 10), down=lin(16, 3)), lambda n: ((x(n),), {}), 4),
     "a no-grad region": (lambda: Model(without_gradient, up=lin(8, 16), gate=lin(8, 16), down=lin(16, 3)), lambda n: ((x(n),), {}), 1),
+    "no-grad regions in a row": (
+        lambda: Model(twice_without_gradient, up=lin(8, 16), gate=lin(8, 16), down=lin(16, 3)), lambda n: ((x(n),), {}), 1
+    ),
     "autocast that is off": (lambda: Model(no_autocast, up=lin(8, 16), down=lin(16, 3)), lambda n: ((x(n),), {}), 1),
     "a conditional": (lambda: Model(either, up=lin(8, 16), gate=lin(8, 16), down=lin(16, 3)), lambda n: ((x(n),), {}), 0),
     "nested inputs": (lambda: Model(nested, up=lin(8, 16), down=lin(16, 3)), lambda n: ((inputs(n),), {}), 1),
