@@ -61,7 +61,10 @@ class Statistics:
     consumers: tuple[ConsumerMoments, ...]
 
     def per_unit(self, value: Callable[[ConsumerMoments], torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Sum over the consumers and positions of each unit of `value(moments)`, which is `[size]`. Returns `[extent]` by group."""
+        """Sum over the consumers and positions of each unit of `value(moments)`, which is `[size]`. Returns `[extent]` by group.
+
+        Units that nothing sums over, such as experts, which are chosen among, have no moments: they are all alike, 1.
+        """
         analysis = analyse(self.program)
         names = leaf_names(analysis)
         sums = {g.name: torch.zeros(g.extent, dtype=torch.float64) for g in group(self.program).free}
@@ -71,7 +74,8 @@ class Statistics:
             for leaf in consumer.leaves:
                 units = unit_of_position(axis, leaf)
                 sums[names[leaf]].index_add_(0, units[units >= 0], along[units >= 0])
-        return sums
+        read = {names[leaf] for moments in self.consumers for leaf in moments.consumer.leaves}
+        return {name: total if name in read else torch.ones_like(total) for name, total in sums.items()}
 
 
 def collect(program: Program, batches: Sequence[Batch], *, gram: bool = False) -> Statistics:

@@ -129,6 +129,15 @@ def test_criteria_that_read_gates_tell_experts_apart(routed: ofx.Program, method
     assert len({round(float(s), 9) for s in scores}) > 1
 
 
+@pytest.mark.parametrize("method", ["activation", "wanda"])
+def test_criteria_that_read_contractions_hold_experts_for_alike(method: str) -> None:
+    pattern = patterns.get("LookedUpExperts")
+    program = ofx.trace(pattern.model(), (torch.randn(6, 7),))
+    scores = ofx.score(program, method, [torch.randn(6, 7)])
+    assert scores["router:expert"].tolist() == [1.0] * 4
+    assert all(values.std() > 0 for name, values in scores.values.items() if name != "router:expert")
+
+
 def test_reasons_of_experts_that_stay() -> None:
     def reason(name: str) -> str:
         pattern = patterns.get(name)

@@ -28,7 +28,7 @@ class Survey:
         kinds: free groups by kind.
         pins: pinned groups by reason.
         unknown: overloads without a rule, with the number of nodes.
-        params_share, flops_share: how much disappears when every free group keeps one unit.
+        params_share, flops_share: how much disappears when every free group keeps as few units as it may (one; of experts more).
         inner_share: the same of the FLOPs of all ops but those with a weight whose extent an input or output pins (first and last layers).
         seconds: processor time of the analysis.
         errors: relative error of sliced against masked, one per random plan.
@@ -68,7 +68,7 @@ def survey(program: Program, *, plans: int = 3, keep: float = 0.5, shares: bool 
     found.pins = dict(Counter((group.pinned or "").split(" at %")[0] for group in groups.pinned).most_common())
     found.unknown = dict(groups.unknown)
     if shares and groups.free:
-        least = ofx.make_plan(program, {group.name: [0] for group in groups.free})
+        least = ofx.make_plan(program, {group.name: range(group.least) for group in groups.free})
         dense, small = ofx.cost(program), ofx.cost(program, least)
         found.params_share = 1 - small.params / max(dense.params, 1)
         found.flops_share = 1 - small.flops / max(dense.flops, 1)
@@ -81,9 +81,10 @@ def survey(program: Program, *, plans: int = 3, keep: float = 0.5, shares: bool 
 
 
 def inner_share(program: Program) -> float:
-    """Share of FLOPs that disappears when every free group keeps one unit, over the ops that inputs and outputs do not pin."""
+    """Share of FLOPs that goes when every free group keeps as few units as it may, over the ops that inputs and outputs do not pin."""
     analysis, model = analyse(program), cost_model(program)
-    dense, least = model.extents(), dict.fromkeys(model.extents(), 1.0)
+    dense = model.extents()
+    least = dict.fromkeys(dense, 1.0) | {group.name: float(group.least) for group in ofx.group(program).free}
     outer = _outer_nodes(analysis)
     inner = [macs for node, macs in model.by_node.items() if node not in outer]
     before = sum(macs(dense) for macs in inner)
