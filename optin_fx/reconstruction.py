@@ -32,7 +32,7 @@ from optin_fx.refitting import Refitting, Setting
 from optin_fx.rewriting import sliced
 from optin_fx.sensitivity import Sensitivity, sensitivities
 
-LEAST_ROOM = 64 << 20
+LEAST_ROOM = 32 << 20
 """Bytes that values may take in memory however small the model is, unless `execution(memory_limit=...)` says otherwise."""
 
 
@@ -127,7 +127,7 @@ def _room(program: Program) -> int:
     """Bytes that values may take in memory: what the user allows, else half as much as the weights do, if that much is free.
 
     The dense and the sliced weights, moments and values then stay below three times the dense weights, and the disk's share of the time
-    is small: MiniLM on 512 texts writes half of its values, in 2 % of the time.
+    is small: 8 % with MiniLM on 512 texts (`tools/bench_reconstruction.py memory`).
     """
     free = bytes_to_use(device_of(program))
     if current().memory_limit is not None:
