@@ -136,8 +136,7 @@ PEAK = """
     from torch import nn
     import optin_fx as ofx
     from optin_fx.data import batches_of
-    from optin_fx.errors import SaveError
-from optin_fx.execution import execution
+    from optin_fx.execution import execution
     from optin_fx.reconstruction import reconstruct
 
     torch.manual_seed(0)
