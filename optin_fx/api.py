@@ -123,7 +123,7 @@ def prune(
     data: Iterable[Any] | torch.Tensor | None = None,
     score: str | Pass = DEFAULT_SCORE,
     budget: str = "flops <= 50%",
-    search: str | Pass = "rank",
+    search: str | Pass | None = None,
     rearrange: bool | str | Pass = False,
     compensate: bool | str | Pass = "reconstruct",
     steps: int = 1,
@@ -135,7 +135,9 @@ def prune(
     Args:
         model, args, kwargs, dynamic_shapes: as for `trace`. The model is not changed.
         data: calibration batches without labels; needed by most scores and by compensation.
-        score, search: passes or their text forms: "fisher", "trajectory-sketch{probes=2}"; "rank", "kwon", "knapsack".
+        score, search: passes or their text forms: "fisher", "trajectory-sketch{probes=2}"; "rank", "kwon", "knapsack", "trial".
+            Without a search it is "trial" (several ways are tried, and compared with the dense program) where `compensate` is
+            "reconstruct", else, and for budgets on latency, "rank".
         budget: see `search`.
         rearrange: exchange units within groups by their joint loss (`rearrange-fisher`); gradients of single samples are kept for it.
         compensate: how what stays makes up for what went: "reconstruct" refits the weights of every consumer, "tune" gives each unit one
@@ -163,7 +165,7 @@ def prune_family(
     data: Iterable[Any] | torch.Tensor | None = None,
     score: str | Pass = DEFAULT_SCORE,
     budget: str = "flops <= 90,80,70,60,50%",
-    search: str | Pass = "rank",
+    search: str | Pass | None = None,
     rearrange: bool | str | Pass = False,
     compensate: bool | str | Pass = "reconstruct",
     on_progress: Callback | None = None,

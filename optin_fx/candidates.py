@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from optin_fx.analysis import analyse
 from optin_fx.available import bytes_to_use
-from optin_fx.data import Batch, rows, take
+from optin_fx.data import Batch, has_fixed_rows, rows, take
 from optin_fx.dims import Axis
 from optin_fx.finite import refuse_non_finite
 from optin_fx.groups import Group, group, leaf_names
@@ -50,12 +50,6 @@ def parts_of(program: Program, batches: Sequence[Batch], most: int) -> list[Part
         at_once = min(most, fits // n) if fits >= 2 * n and not has_fixed_rows(program) else 1
         found += [Part(number, take(batch, start, min(start + fits, n)), at_once) for start in range(0, n, min(fits, n))]
     return found
-
-
-def has_fixed_rows(program: Program) -> bool:
-    """Whether the program was traced for one batch size only."""
-    fakes = [node.meta.get("val") for node in program.placeholders]
-    return any(isinstance(fake, torch.Tensor) and fake.dim() and isinstance(fake.shape[0], int) for fake in fakes)
 
 
 def bytes_per_sample(program: Program, batch: Batch) -> int:

@@ -140,6 +140,30 @@ def take(batch: Batch, start: int, stop: int) -> Batch:
     return Batch(args, kwargs, labels)
 
 
+def has_fixed_rows(program: Program) -> bool:
+    """Whether the program was traced for one batch size only."""
+    fakes = [node.meta.get("val") for node in program.placeholders]
+    return any(isinstance(fake, torch.Tensor) and fake.dim() and isinstance(fake.shape[0], int) for fake in fakes)
+
+
+def held_out(program: Program, batches: Sequence[Batch], samples: int) -> tuple[list[Batch], list[Batch]]:
+    """(all but the last batches, the last ones with at least so many samples); at most half. An only batch is cut by rows.
+
+    Where even that cannot be done (one batch of a fixed size), the same batch stands in both.
+    """
+    if len(batches) > 1:
+        last, count = 0, 0
+        while count < samples and last < len(batches) // 2:
+            last += 1
+            count += rows(batches[-last])
+        return list(batches[:-last]), list(batches[-last:])
+    n = rows(batches[0])
+    if n < 2 or has_fixed_rows(program):
+        return list(batches), list(batches)
+    cut = n - min(samples, n // 2)
+    return [take(batches[0], 0, cut)], [take(batches[0], cut, n)]
+
+
 def first_samples(batches: Sequence[Batch], count: int, *, needed_for: str) -> list[Batch]:
     """The first `count` samples of some batches; the last batch is cut.
 

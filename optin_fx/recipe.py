@@ -64,7 +64,7 @@ class Recipe:
 def make_recipe(
     score: str | Pass,
     budget: str,
-    search: str | Pass,
+    search: str | Pass | None,
     rearrange: bool | str | Pass,
     compensate: bool | str | Pass,
     search_options: Mapping[str, Any],
@@ -77,12 +77,14 @@ def make_recipe(
     parsed = parse_budget(budget)
     rearranging = None if rearrange is False else find_pass("rearrange-fisher" if rearrange is True else rearrange, "rearrange")
     scoring = find_pass(score, "score", **({"keep_samples": True} if rearranging and not isinstance(score, Pass) else {}))
-    searching = search if isinstance(search, Pass) else find_pass(search, "search", budget=budget, **search_options)
-    if isinstance(search, Pass):
-        parsed = parse_budget(getattr(search, "budget", budget))
     if isinstance(compensate, bool):
         compensate = "reconstruct" if compensate else "none"
     rewriting = find_pass("slice" if compensate == "none" else compensate, "rewrite")
+    if search is None:
+        search = "trial" if rewriting.name() == "rewrite-reconstruct" and not parsed.targets else "rank"
+    searching = search if isinstance(search, Pass) else find_pass(search, "search", budget=budget, **search_options)
+    if isinstance(search, Pass):
+        parsed = parse_budget(getattr(search, "budget", budget))
     return Recipe(scoring, searching, rearranging, rewriting, parsed)
 
 

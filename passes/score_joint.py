@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 from optin_fx.analysis import Consumer
-from optin_fx.data import Batch, rows
+from optin_fx.data import Batch, held_out, rows
 from optin_fx.errors import PipelineError
 from optin_fx.execution import accumulate
 from optin_fx.finite import refuse_non_finite
@@ -61,8 +61,8 @@ class ScoreJoint(ScorePass):
     def score(self, program: Program, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
         """Slopes of measured loss curves."""
         weakest = {name: torch.argsort(values, stable=True) for name, values in self._ranked(program, batches).items()}
-        seen, unseen = self._split(batches)
-        statistics = collect(program, seen, gram=True) if self.refitted and seen else None
+        seen, unseen = held_out(program, batches, self.measured)
+        statistics = collect(program, seen, gram=True) if self.refitted else None
         curves = self._curves(program, unseen, weakest, statistics)
         found = {}
         for name, order in weakest.items():
@@ -76,11 +76,6 @@ class ScoreJoint(ScorePass):
             raise PipelineError(f"{self.within!r} ranks no units", at="score-joint, option within", fix="name another score pass")
         values = step.score(program, batches)
         return {g.name: values[g.name] for g in group(program).free}
-
-    def _split(self, batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
-        """Batches for the covariances, and batches that measure: the last ones, at most half."""
-        measure = max(1, min(len(batches) // 2, -(-self.measured // rows(batches[0]))))
-        return list(batches[:-measure]), list(batches[-measure:])
 
     def _curves(
         self, program: Program, batches: Sequence[Batch], weakest: Mapping[str, torch.Tensor], statistics: Statistics | None

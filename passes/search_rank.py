@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from optin_fx.candidates import in_graph_order
 from optin_fx.space import BudgetedSearch, Counts, Space
 
 
@@ -19,14 +20,17 @@ class SearchRank(BudgetedSearch):
     scores and linear costs up to one unit (a knapsack's greedy bound). The budget is asserted on the result.
 
     Attributes:
-        budget, kinds, freeze, min_keep, min_width, align: see `BudgetedSearch`.
+        budget, kinds, freeze, widths, min_keep, min_width, align: see `BudgetedSearch`.
         balance: no group keeps less than this times the budget's share of the dense cost, where the budget can be met so; 0 is free
             choice. Single-unit scores are blind to what many units lose together. At 0.5, sentence embeddings at 50 % of the FLOPs
             came closer to the dense ones, and a classifier, whose last layers matter at one token only, lost accuracy.
+        discount: by how much less the scores of the graph's first group count than those of its last; in between in proportion to the
+            place. What goes early, the refits behind can partly make up for. Scores that are no losses are left alone.
         rounds: at most so many iterations of ranking against cost.
     """
 
     balance: float = 0.0
+    discount: float = 0.0
     rounds: int = 12
 
     def choose(self, space: Space) -> Counts:
@@ -37,6 +41,8 @@ class SearchRank(BudgetedSearch):
         balanced = self.least(space.groups, space.step, max(self.min_keep, self.balance * space.bound.share()))
         if space.bound.holds(balanced):
             space = replace(space, least=balanced)
+        if self.discount and space.additive:
+            space = replace(space, gains=self._discounted(space))
 
         def select_at(prices: Mapping[str, float], counts: Counts) -> Counts:
             worth = space.gains_per(prices) if space.additive else space.gains
@@ -45,6 +51,12 @@ class SearchRank(BudgetedSearch):
             return found
 
         return space.settled(select_at, self.rounds)
+
+    def _discounted(self, space: Space) -> dict[str, torch.Tensor]:
+        """The scores as they count; the order of units within a group stays."""
+        names = [g.name for g in in_graph_order(space.program, list(space.groups.values()))]
+        shares = {name: 1 - self.discount * (1 - (place + 1) / len(names)) for place, name in enumerate(names)}
+        return {name: gains * shares[name] for name, gains in space.gains.items()}
 
 
 def _threshold(space: Space, worth: Mapping[str, torch.Tensor]) -> Counts:

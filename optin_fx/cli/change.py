@@ -113,7 +113,14 @@ def prune(
     budget: options.Budget = "flops <= 50%",
     score: options.Score = DEFAULT_SCORE,
     data: options.Data = None,
-    search: Annotated[str, typer.Option("--search", metavar="NAME", help="how units are chosen: rank, kwon or knapsack")] = "rank",
+    search: Annotated[
+        str | None,
+        typer.Option(
+            "--search",
+            metavar="NAME",
+            help="how units are chosen: rank, kwon, knapsack or trial [default: trial with reconstruct, else rank]",
+        ),
+    ] = None,
     rearrange: Annotated[
         bool, typer.Option("--rearrange/--no-rearrange", help="exchange units by what they lose together; needs --score fisher")
     ] = False,

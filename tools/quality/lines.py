@@ -19,7 +19,14 @@ OURS = {
     "trajectory-sketch, last": "score-trajectory-sketch{depth=last}",
     "trajectory-sketch": "score-trajectory-sketch",
 }
-"""Criteria by name. The last one is the default of `ofx.prune`."""
+"""Criteria by name. The last one is the default score of `ofx.prune`."""
+
+TRIED = (
+    Method("joint + refit", f"score-joint | {RANK} | {REFIT}"),
+    Method("reconstruction, tried + refit", f"score-reconstruction | search-trial | {REFIT}"),
+    Method("trajectory-sketch, tried + refit", f"score-trajectory-sketch | search-trial | {REFIT}"),
+)
+"""Widths that were measured or tried. The last one is what `ofx.prune` does by default."""
 
 CRITERIA = (
     *(Method(f"{name} + refit", f"{score} | {RANK} | {REFIT}") for name, score in OURS.items()),
@@ -45,4 +52,4 @@ PEERS = (
     Method("torch-pruning, Hessian", "torch-pruning{importance=hessian}", peer=True),
 )
 
-METHODS = CRITERIA + PEERS
+METHODS = CRITERIA + TRIED + PEERS

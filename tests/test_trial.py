@@ -1,0 +1,82 @@
+"""search-trial: the way of least measured divergence wins; and what search-rank's discount does."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import optin_fx as ofx
+from optin_fx.data import batches_of, held_out
+from optin_fx.errors import PipelineError
+from optin_fx.pipeline import State, find_pass
+
+
+@pytest.fixture(scope="module")
+def program() -> ofx.Program:
+    torch.manual_seed(0)
+    widths = (16, 48, 48, 48, 6)
+    layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())][:-1]
+    return ofx.trace(nn.Sequential(*layers).eval(), (torch.randn(4, 16),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+@pytest.fixture(scope="module")
+def state(program: ofx.Program) -> State:
+    torch.manual_seed(1)
+    data = batches_of(program, [torch.randn(32, 16) for _ in range(8)], needed_for="the test")
+    return State(program, data, ofx.score(program, "trajectory-sketch", data))
+
+
+def test_the_try_of_least_divergence_is_kept(state: State) -> None:
+    tries = ("", "discount=1", "balance=0.9", "discount=0.5")
+    step = find_pass("trial", "search", budget="flops <= 40%", tries=tries)
+    plan = step.apply(state).plan
+    assert plan is not None
+    losses = plan.provenance["tries"]
+    assert len(losses) > 1
+    best = min(losses, key=losses.get)
+    own = find_pass(f"rank{{{'' if best == 'defaults' else best}}}", "search", budget="flops <= 40%").apply(state).plan
+    assert own is not None
+    assert plan.kept == own.kept
+    assert ofx.cost(ofx.rewrite(state.program, plan)).flops <= 0.4 * ofx.cost(state.program).flops
+
+
+def test_options_of_the_search_hold_in_every_try(state: State) -> None:
+    for text in ("", "discount=1"):
+        step = find_pass("trial", "search", budget="flops <= 60%", tries=text, freeze=("0",), align=8)
+        plan = step.apply(state).plan
+        assert plan is not None
+        assert all(len(units) % 8 == 0 for units in plan.kept.values())
+        assert not [name for name in plan.kept if name.startswith("0")]
+
+
+def test_a_discount_cuts_earlier_groups_more(state: State) -> None:
+    assert state.scores is not None
+    first = next(iter(g.name for g in ofx.group(state.program).free))
+    kept = [len(ofx.search(state.program, state.scores, "flops <= 50%", discount=d).kept.get(first, range(48))) for d in (0.0, 0.5, 1.0)]
+    assert kept[0] >= kept[1] >= kept[2]
+    assert kept[0] > kept[2]
+    magnitude = ofx.score(state.program, "magnitude")  # no losses: comparable within a group only
+    assert ofx.search(state.program, magnitude, discount=1.0).kept == ofx.search(state.program, magnitude).kept
+
+
+def test_pruning_tries_where_it_compensates(state: State) -> None:
+    given = {"data": state.data, "budget": "flops <= 50%"}
+    assert ofx.prune(state.program, **given).plan.provenance["search"].startswith("search-trial")
+    assert ofx.prune(state.program, **given, compensate="none").plan.provenance["search"].startswith("search-rank")
+
+
+def test_it_needs_a_compensation_to_try_with(state: State) -> None:
+    with pytest.raises(PipelineError, match="does not compensate"):
+        find_pass("trial", "search", compensate="slice").apply(state)
+
+
+def test_samples_are_held_out_by_batches_or_by_rows(program: ofx.Program) -> None:
+    data = batches_of(program, [torch.randn(8, 16) for _ in range(4)], needed_for="the test")
+    assert [len(part) for part in held_out(program, data, 8)] == [3, 1]
+    assert [len(part) for part in held_out(program, data, 1000)] == [2, 2]
+    seen, unseen = held_out(program, data[:1], 2)
+    assert [len(part[0].args[0]) for part in (seen, unseen)] == [6, 2]
+    assert torch.equal(torch.cat([seen[0].args[0], unseen[0].args[0]]), data[0].args[0])
