@@ -38,7 +38,7 @@ class SearchTrial(BudgetedSearch):
         budget, kinds, freeze, widths, min_keep, min_width, align: see `BudgetedSearch`.
     """
 
-    tries: tuple[str, ...] = ("", "discount=1", "balance=0.5")
+    tries: tuple[str, ...] = ("", "discount=0.75", "discount=1", "balance=0.5")
     compensate: str = "rewrite-reconstruct"
     samples: int = 256
 
