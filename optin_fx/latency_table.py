@@ -17,7 +17,7 @@ from optin_fx.digests import digest
 from optin_fx.environment import environment
 from optin_fx.errors import OptinError
 from optin_fx.files import write_whole
-from optin_fx.groups import group
+from optin_fx.groups import Group, group
 from optin_fx.latency import measure
 from optin_fx.lowering import parse_target
 from optin_fx.polynomial import Polynomial
@@ -164,7 +164,7 @@ def build(
     known: dict[str, Curve] = {}
     curves: dict[str, Curve] = {}
     for name in groups if names is None else names:
-        widths = _widths(groups[name].extent, points, align)
+        widths = _widths(groups[name], points, align)
         try:
             region = region_of(program, name, values)
         except OptinError as error:  # cut out, the part is no program that can be traced or shrunk: the group is taken to save nothing
@@ -196,10 +196,11 @@ def _first_factor(program: Program, curves: Mapping[str, Curve], dense: float) -
     return dense * macs / (model.macs(extents) * total) if total and macs else 1.0
 
 
-def _widths(extent: int, points: int, align: int) -> tuple[int, ...]:
+def _widths(group: Group, points: int, align: int) -> tuple[int, ...]:
+    extent = group.extent
     step = align if extent >= 4 * align else 1
     found = {max(step, round(extent * i / points / step) * step) for i in range(1, points)}
-    return tuple(sorted({w for w in found if w < extent} | {extent}))
+    return tuple(sorted({w for w in found if group.least <= w < extent} | {extent}))
 
 
 def _measured(region: Region, target: str, widths: Sequence[int], repeats: Repeats) -> Curve:

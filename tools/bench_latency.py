@@ -1,6 +1,6 @@
 """How much of the saved FLOPs becomes saved time: models x budgets x engines x batch sizes, in one table.
 
-    python tools/bench_latency.py                                         # everything: about two hours on one core
+    python tools/bench_latency.py                                         # everything: about 40 minutes on one quiet core
     python tools/bench_latency.py --models deit-s resnet50 --targets onnxruntime:cpu --batches 8 --threads 2
     python tools/bench_latency.py --table-only                            # the table of the cells that are there
 
@@ -72,7 +72,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--align", type=int, default=16, help="widths are multiples of this")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=60.0, help="at most, for each cell, after the tenth round")
+    parser.add_argument("--seconds", type=float, default=30.0, help="at most, for each cell, after the tenth round")
     parser.add_argument("--again", action="store_true", help="measure also the cells that are there")
     parser.add_argument("--table-only", action="store_true", help="measure nothing")
     parser.add_argument("--cells", type=Path, default=Path("bench-out/latency"), help="folder of the cells' JSON files")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,7 @@ from optin_fx.cli.results import family_folder, write_family, write_result
 from optin_fx.cli.sizes import DEFAULT, with_sizes
 from optin_fx.data import batches_of
 from optin_fx.errors import BudgetError, PlanError
+from optin_fx.execution import execution
 from optin_fx.models import Sizes, find_model, read_model
 from optin_fx.recipe import DEFAULT_SCORE
 from optin_fx.scores import Scores
@@ -136,12 +139,14 @@ def prune(
     allow: options.Allow = None,
     rows: options.Rows = 8,
     samples: options.Samples = 256,
+    memory_limit: options.MemoryLimit = None,
     as_json: options.Json = False,
     sizes: Sizes = DEFAULT,
 ) -> None:
     """All in one: trace, group, score, search, rewrite. Writes pruned.pt2, plan.json and report.md into a folder.
 
-    A budget with several values, 'flops <= 90,70,50%', scores once and writes a folder for each, a table and a picture.
+    A budget with several values, 'flops <= 90,70,50%', scores once and writes a folder for each, a table and a picture. Scoring that is
+    interrupted goes on where it was when the same command is given again.
     """
     writable_folder(out)
     steer = options.steering(freeze, width, kinds, align)
@@ -153,16 +158,21 @@ def prune(
     batches = read_data(data, program, rows=rows, samples=samples)
     batches = None if batches is None else list(batches)
     how: dict[str, Any] = {"data": batches, "score": score, "search": search, "rearrange": rearrange, "compensate": compensate, **steer}
+    running = execution(memory_limit=memory_limit, progress=sys.stderr.isatty(), partial=out / "partial")
     if len(family) == 1:
-        result = ofx.prune(program, program.args, program.kwargs, budget=budget, steps=steps, **how)
+        with running:
+            result = ofx.prune(program, program.args, program.kwargs, budget=budget, steps=steps, **how)
         facts = write_result(result, out, f"{model}, {budget}")
         show(result.report, facts, as_json=as_json)
     else:
-        results = ofx.prune_family(program, program.args, program.kwargs, budget=budget, **how)
+        with running:
+            results = ofx.prune_family(program, program.args, program.kwargs, budget=budget, **how)
         facts, text = write_family(
             results, [str(b) for b in family], out, batches_of(program, batches, needed_for="the table") if batches else []
         )
         show(text, facts, as_json=as_json)
+    with contextlib.suppress(OSError):  # not there, or holds what another run left
+        (out / "partial").rmdir()
     if not as_json:
         say(f"\nwrote {out}/")
         folder = out if len(family) == 1 else out / family_folder(str(family[-1]))

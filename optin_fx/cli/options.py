@@ -22,6 +22,9 @@ Image: TypeAlias = Annotated[
 Weights: TypeAlias = Annotated[
     str, typer.Option("--weights", metavar="pretrained|random|FILE", help="weights of timm: and hf: models; FILE is a state dict")
 ]
+MemoryLimit: TypeAlias = Annotated[
+    str | None, typer.Option("--memory-limit", metavar="BYTES", help="what activations may take, e.g. '4 GB'")
+]
 Score: TypeAlias = Annotated[
     str, typer.Option("--score", metavar="NAME", help="what tells important units; `optin-fx passes` lists the names")
 ]

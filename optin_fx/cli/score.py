@@ -38,9 +38,7 @@ def score(
         typer.Option("--samples", min=1, help="samples to use; fewer in the data are refused [default: all, at most 256 of a long tensor]"),
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="where to run, e.g. cuda [default: cuda if there is one]")] = None,
-    memory_limit: Annotated[
-        str | None, typer.Option("--memory-limit", metavar="BYTES", help="what activations may take, e.g. '4 GB'")
-    ] = None,
+    memory_limit: options.MemoryLimit = None,
     offload: Annotated[bool, typer.Option("--offload", help="keep the weights on disk, and read each when its node runs")] = False,
     partial: Annotated[
         Path | None, typer.Option("--partial", metavar="FOLDER", help="where partial results are kept [default: beside --out]")
