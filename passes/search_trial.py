@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
@@ -24,21 +24,24 @@ from optin_fx.space import BudgetedSearch
 
 @dataclass(frozen=True)
 class SearchTrial(BudgetedSearch):
-    """`search-rank` with several options; each plan is compensated, and that of least divergence from the dense outputs is kept.
+    """`search-rank` with several options; each plan is compensated, and the one that comes closest to the dense outputs is kept.
 
     How much a loss early in a network counts depends on how much of it the refits behind can make up for, and what single scores
     miss of joint losses depends on the network, too. No rule was best on every task (docs/plans.md), but which one is can be seen without
     labels: every plan is sliced and refitted on a part of the calibration data, and the outputs are compared with the dense program's on
-    the rest (`optin_fx.outputs`: KL of logits, change of direction of features). Cost: a compensation on `samples` for each distinct plan.
+    the rest (`optin_fx.outputs`: KL of logits, change of direction of features). The first way stays unless another is surely better:
+    noise should not decide. Cost: a compensation on `samples` for each distinct plan.
 
     Attributes:
         tries: options of `search-rank`, one text for each try; "" for the defaults.
+        sure: by how many standard errors of the paired difference a later try must be better than the first.
         compensate: the `rewrite-reconstruct` to try with.
         samples: the first so many samples are used; a quarter of them compares.
         budget, kinds, freeze, widths, min_keep, min_width, align: see `BudgetedSearch`.
     """
 
     tries: tuple[str, ...] = ("", "discount=0.75", "discount=1", "balance=0.5")
+    sure: float = 2.0
     compensate: str = "rewrite-reconstruct"
     samples: int = 256
 
@@ -62,14 +65,15 @@ class SearchTrial(BudgetedSearch):
             raise PipelineError(f"{self.compensate!r} does not compensate", at="search-trial, option compensate", fix="rewrite-reconstruct")
         found: dict[str, Plan] = {text: plan for text in self.tries if (plan := self._searching(text).apply(state).plan) is not None}
         distinct = {tuple(plan.kept.items()): text for text, plan in reversed(found.items())}
-        losses = dict.fromkeys(distinct.values(), 0.0)
+        losses = {text: torch.zeros(1, dtype=torch.float64) for text in self.tries if text in distinct.values()}
         if len(losses) > 1:
             batches = batches_of(state.program, state.data, needed_for=self.name())
             batches = first_samples(batches, min(self.samples, sum(map(rows, batches))), needed_for=self.name())
             seen, unseen = held_out(state.program, batches, max(1, sum(map(rows, batches)) // 4))
             losses = {text: _loss(state.program, found[text], compensation, seen, unseen) for text in losses}
-        best = min(losses, key=lambda text: losses[text])
-        facts = {**found[best].provenance, "search": str(self), "tries": {text or "defaults": loss for text, loss in losses.items()}}
+        best = chosen(losses, self.sure)
+        means = {text or "defaults": float(loss.mean()) for text, loss in losses.items()}
+        facts = {**found[best].provenance, "search": str(self), "tries": means, "tried": best or "defaults"}
         return replace(state, plan=replace(found[best], provenance=facts))
 
     def _searching(self, text: str) -> SearchRank:
@@ -79,15 +83,31 @@ class SearchTrial(BudgetedSearch):
         return step
 
 
-def _loss(program: Program, plan: Plan, compensation: RewriteReconstruct, seen: Sequence[Batch], unseen: Sequence[Batch]) -> float:
-    """Mean divergence of a sample's outputs after compensation on other samples."""
+def chosen(losses: Mapping[str, torch.Tensor], sure: float) -> str:
+    """The name of least mean loss among the first and those that are surely better than it.
+
+    Args:
+        losses: by name, of the same samples, `[samples]`.
+        sure: in standard errors of the mean paired difference.
+    """
+    first = next(iter(losses))
+    rivals = {first: float(losses[first].mean())}
+    for name, loss in losses.items():
+        gain = losses[first] - loss
+        error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+        if float(gain.mean()) > sure * error:
+            rivals[name] = float(loss.mean())
+    return min(rivals, key=lambda name: rivals[name])
+
+
+def _loss(program: Program, plan: Plan, compensation: RewriteReconstruct, seen: Sequence[Batch], unseen: Sequence[Batch]) -> torch.Tensor:
+    """Divergence of each sample's outputs after compensation on other samples, `[samples]` float64."""
     small, _ = reconstruct(program, plan, seen, compensation)
-    total = torch.zeros((), dtype=torch.float64)
+    found = []
     with torch.no_grad():
         for batch in unseen:
             before = Runner(program)(batch)
             after = fx.Interpreter(small).run(*flat_inputs(program, batch), enable_io_processing=False)
-            for term in output_terms(program):
-                total += term.divergence(after[term.index] - before[term.index], before[term.index]).double().sum().cpu()
-    loss = float(total) / sum(map(rows, unseen))
-    return loss if loss == loss else float("inf")
+            terms = [term.divergence(after[term.index] - before[term.index], before[term.index]) for term in output_terms(program)]
+            found.append(torch.stack(terms).double().sum(0).cpu())
+    return torch.cat(found).nan_to_num(nan=1e30, posinf=1e30)

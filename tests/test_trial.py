@@ -11,6 +11,7 @@ from torch import nn
 import optin_fx as ofx
 from optin_fx.data import batches_of, held_out
 from optin_fx.errors import PipelineError
+from optin_fx.passes.search_trial import chosen
 from optin_fx.pipeline import State, find_pass
 
 
@@ -29,9 +30,18 @@ def state(program: ofx.Program) -> State:
     return State(program, data, ofx.score(program, "trajectory-sketch", data))
 
 
+def test_only_what_is_surely_better_replaces_the_first() -> None:
+    first = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    losses = {"": first, "worse": first + 0.1, "noise": torch.tensor([0.0, 3.0, 2.0, 4.5]), "better": first - 0.1, "best": first - 0.2}
+    assert chosen(losses, 2.0) == "best"
+    assert chosen({name: losses[name] for name in ("", "worse", "noise")}, 2.0) == ""
+    assert chosen({name: losses[name] for name in ("", "worse", "noise")}, 0.0) == "noise"
+    assert chosen({"": first, "broken": first + 1e30}, 2.0) == ""
+
+
 def test_the_try_of_least_divergence_is_kept(state: State) -> None:
     tries = ("", "discount=1", "balance=0.9", "discount=0.5")
-    step = find_pass("trial", "search", budget="flops <= 40%", tries=tries)
+    step = find_pass("trial", "search", budget="flops <= 40%", tries=tries, sure=0.0)
     plan = step.apply(state).plan
     assert plan is not None
     losses = plan.provenance["tries"]
