@@ -1,0 +1,81 @@
+"""How long a whole run takes, trace to verified smaller program, by stage, and how much memory it adds.
+
+    python tools/bench_run.py minilm bert-base --write
+
+Random weights and random texts, for neither changes the work: 512 calibration texts of 64 tokens, to half of the FLOPs, with everything
+at its default. Each model runs in a process of its own; memory is the peak of the process beyond what it held before the run, dense weights
+not among it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from latency.models import bert
+
+import optin_fx as ofx
+from optin_fx.environment import environment
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "run-time.md"
+SHAPES: dict[str, Callable[[], Any]] = {
+    "minilm": lambda: bert(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)[0],
+    "bert-base": lambda: bert()[0],
+}
+TITLE = "# A whole run: time and memory\n\nMade by `python tools/bench_run.py minilm bert-base --write`: {what}.\n\n"
+
+
+def main() -> None:
+    """Run the models one after the other; print, and write, a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", choices=sorted(SHAPES))
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--search", help="of the run; without, its default")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
+    options = parser.parse_args()
+    what = f"{options.samples} texts of {options.tokens} tokens in batches of {options.batch}, to 50 % of the FLOPs"
+    parts = [TITLE.format(what=what)]
+    for name in options.models:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            parts.append(pool.apply(one, (name, options.samples, options.tokens, options.batch, options.search)))
+        print(parts[-1], flush=True)
+    around = environment()
+    parts.append(f"{around['cpu']}, {torch.get_num_threads()} threads, load {around['load_average'][0]}; torch {torch.__version__}.\n")
+    if options.write:
+        PAGE.write_text("".join(parts))
+
+
+def one(name: str, samples: int, tokens: int, batch: int, search: str | None) -> str:
+    """A run and its rows."""
+    torch.manual_seed(0)
+    model = SHAPES[name]().eval()
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+
+    def texts(count: int) -> dict[str, torch.Tensor]:
+        ids = torch.randint(1000, 20_000, (count, tokens))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    data, example = [texts(batch) for _ in range(samples // batch)], texts(2)
+    dynamic = {key: {0: torch.export.Dim("batch", max=4096)} for key in example}
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.perf_counter()
+    result = ofx.prune(model, (), example, dynamic, data=data, budget="flops <= 50%", search=search)
+    seconds = time.perf_counter() - began
+    added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    stages = [(label.split("{")[0], spent) for label, spent in result.report.stages]
+    rest = seconds - sum(spent for _, spent in stages)
+    rows = [*stages, ("trace, group, verify", rest), ("**all**", seconds)]
+    table = "\n".join(["| stage | seconds |", "| - | -: |", *(f"| {label} | {spent:.1f} |" for label, spent in rows)])
+    facts = f"Weights {weights / 1e6:.0f} MB; the run added {added / 1e6:.0f} MB at its peak. {result.report.agreement}."
+    return f"## {name}\n\n{table}\n\n{facts}\n\n"
+
+
+if __name__ == "__main__":
+    main()
