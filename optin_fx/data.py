@@ -146,21 +146,21 @@ def has_fixed_rows(program: Program) -> bool:
     return any(isinstance(fake, torch.Tensor) and fake.dim() and isinstance(fake.shape[0], int) for fake in fakes)
 
 
-def held_out(program: Program, batches: Sequence[Batch], samples: int) -> tuple[list[Batch], list[Batch]]:
-    """(all but the last batches, the last ones with at least so many samples); at most half. An only batch is cut by rows.
+def parted(program: Program, batches: Sequence[Batch], first: int) -> tuple[list[Batch], list[Batch]]:
+    """(the first batches, with at least so many samples if possible; the others); neither is empty. An only batch is cut by rows.
 
     Where even that cannot be done (one batch of a fixed size), the same batch stands in both.
     """
     if len(batches) > 1:
-        last, count = 0, 0
-        while count < samples and last < len(batches) // 2:
-            last += 1
-            count += rows(batches[-last])
-        return list(batches[:-last]), list(batches[-last:])
+        cut, count = 1, rows(batches[0])
+        while count < first and cut < len(batches) - 1:
+            count += rows(batches[cut])
+            cut += 1
+        return list(batches[:cut]), list(batches[cut:])
     n = rows(batches[0])
     if n < 2 or has_fixed_rows(program):
         return list(batches), list(batches)
-    cut = n - min(samples, n // 2)
+    cut = min(max(first, 1), n - 1)
     return [take(batches[0], 0, cut)], [take(batches[0], cut, n)]
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 from optin_fx.analysis import Consumer
-from optin_fx.data import Batch, held_out, rows
+from optin_fx.data import Batch, parted, rows
 from optin_fx.errors import PipelineError
 from optin_fx.execution import accumulate
 from optin_fx.finite import refuse_non_finite
@@ -61,7 +61,8 @@ class ScoreJoint(ScorePass):
     def score(self, program: Program, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
         """Slopes of measured loss curves."""
         weakest = {name: torch.argsort(values, stable=True) for name, values in self._ranked(program, batches).items()}
-        seen, unseen = held_out(program, batches, self.measured)
+        total = sum(map(rows, batches))
+        seen, unseen = parted(program, batches, max(total - self.measured, total // 2))
         statistics = collect(program, seen, gram=True) if self.refitted else None
         curves = self._curves(program, unseen, weakest, statistics)
         found = {}

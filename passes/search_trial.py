@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from optin_fx.data import Batch, batches_of, first_samples, held_out, rows
+from optin_fx.data import Batch, batches_of, parted, rows
 from optin_fx.errors import PipelineError
 from optin_fx.interpreter import Runner, flat_inputs
 from optin_fx.outputs import output_terms
@@ -36,14 +36,14 @@ class SearchTrial(BudgetedSearch):
         tries: options of `search-rank`, one text for each try; "" for the defaults.
         sure: by how many standard errors of the paired difference a later try must be better than the first.
         compensate: the `rewrite-reconstruct` to try with.
-        samples: the first so many samples are used; a quarter of them compares.
+        samples: the tries are compensated on so many samples (whole batches), at most half of all; the others compare them.
         budget, kinds, freeze, widths, min_keep, min_width, align: see `BudgetedSearch`.
     """
 
     tries: tuple[str, ...] = ("", "discount=0.75", "discount=1", "balance=0.5")
     sure: float = 2.0
     compensate: str = "rewrite-reconstruct"
-    samples: int = 256
+    samples: int = 192
 
     reads: ClassVar[tuple[str, ...]] = ("program", "scores", "data")
 
@@ -68,8 +68,7 @@ class SearchTrial(BudgetedSearch):
         losses = {text: torch.zeros(1, dtype=torch.float64) for text in self.tries if text in distinct.values()}
         if len(losses) > 1:
             batches = batches_of(state.program, state.data, needed_for=self.name())
-            batches = first_samples(batches, min(self.samples, sum(map(rows, batches))), needed_for=self.name())
-            seen, unseen = held_out(state.program, batches, max(1, sum(map(rows, batches)) // 4))
+            seen, unseen = parted(state.program, batches, min(self.samples, sum(map(rows, batches)) // 2))
             losses = {text: _loss(state.program, found[text], compensation, seen, unseen) for text in losses}
         best = chosen(losses, self.sure)
         means = {text or "defaults": float(loss.mean()) for text, loss in losses.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import optin_fx as ofx
-from optin_fx.data import batches_of, held_out
+from optin_fx.data import batches_of, parted
 from optin_fx.errors import PipelineError
 from optin_fx.passes.search_trial import chosen
 from optin_fx.pipeline import State, find_pass
@@ -83,10 +83,11 @@ def test_it_needs_a_compensation_to_try_with(state: State) -> None:
         find_pass("trial", "search", compensate="slice").apply(state)
 
 
-def test_samples_are_held_out_by_batches_or_by_rows(program: ofx.Program) -> None:
+def test_samples_are_parted_by_batches_or_by_rows(program: ofx.Program) -> None:
     data = batches_of(program, [torch.randn(8, 16) for _ in range(4)], needed_for="the test")
-    assert [len(part) for part in held_out(program, data, 8)] == [3, 1]
-    assert [len(part) for part in held_out(program, data, 1000)] == [2, 2]
-    seen, unseen = held_out(program, data[:1], 2)
+    assert [len(part) for part in parted(program, data, 0)] == [1, 3]
+    assert [len(part) for part in parted(program, data, 9)] == [2, 2]
+    assert [len(part) for part in parted(program, data, 1000)] == [3, 1]
+    seen, unseen = parted(program, data[:1], 6)
     assert [len(part[0].args[0]) for part in (seen, unseen)] == [6, 2]
     assert torch.equal(torch.cat([seen[0].args[0], unseen[0].args[0]]), data[0].args[0])
