@@ -30,7 +30,8 @@ class SearchTrial(BudgetedSearch):
     miss of joint losses depends on the network, too. No rule was best on every task (docs/plans.md), but which one is can be seen without
     labels: every plan is sliced and refitted on a part of the calibration data, and the outputs are compared with the dense program's on
     the rest (`optin_fx.outputs`: KL of logits, change of direction of features). The first way stays unless another is surely better:
-    noise should not decide. Cost: a compensation on `samples` for each distinct plan.
+    noise should not decide, and calibration data that is less varied than what the model will see (views of a few photographs) hides
+    differences. Cost: a compensation on `samples` for each distinct plan.
 
     Attributes:
         tries: options of `search-rank`, one text for each try; "" for the defaults.
@@ -40,7 +41,7 @@ class SearchTrial(BudgetedSearch):
         budget, kinds, freeze, widths, min_keep, min_width, align: see `BudgetedSearch`.
     """
 
-    tries: tuple[str, ...] = ("", "discount=0.75", "discount=1", "balance=0.5")
+    tries: tuple[str, ...] = ("discount=0.75", "", "discount=1", "balance=0.5")
     sure: float = 2.0
     compensate: str = "rewrite-reconstruct"
     samples: int = 192
