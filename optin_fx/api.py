@@ -137,7 +137,7 @@ def prune(
         data: calibration batches without labels; needed by most scores and by compensation.
         score, search: passes or their text forms: "fisher", "trajectory-sketch{probes=2}"; "rank", "kwon", "knapsack", "trial".
             Without a search it is "trial" (several ways are tried, and compared with the dense program) where `compensate` is
-            "reconstruct", else, and for budgets on latency, "rank".
+            "reconstruct", else, for budgets on latency, and with options that only it has, "rank".
         budget: see `search`.
         rearrange: exchange units within groups by their joint loss (`rearrange-fisher`); gradients of single samples are kept for it.
         compensate: how what stays makes up for what went: "reconstruct" refits the weights of every consumer, "tune" gives each unit one

@@ -82,6 +82,8 @@ def make_recipe(
     rewriting = find_pass("slice" if compensate == "none" else compensate, "rewrite")
     if search is None:
         search = "trial" if rewriting.name() == "rewrite-reconstruct" and not parsed.targets else "rank"
+        if not {*search_options} <= {option.name for option in fields(find_pass(search, "search"))}:
+            search = "rank"  # options that only this one has ask for it
     searching = search if isinstance(search, Pass) else find_pass(search, "search", budget=budget, **search_options)
     if isinstance(search, Pass):
         parsed = parse_budget(getattr(search, "budget", budget))

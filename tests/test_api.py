@@ -106,7 +106,7 @@ def test_a_family_is_scored_once_and_each_meets_its_budget(model: Small) -> None
         model, (DATA[0],), data=DATA, budget="flops <= 90,70,50%", on_progress=lambda step, *_: seen.append(step.name())
     )
     assert seen.count("score-trajectory-sketch") == 1
-    assert [name for name in seen if name.startswith("search")] == ["search-rank"] * 3
+    assert [name for name in seen if name.startswith("search")] == ["search-trial"] * 3
     shares = [ofx.cost(member.program).flops / ofx.cost(member.dense).flops for member in family]
     assert all(share <= limit for share, limit in zip(shares, (0.9, 0.7, 0.5), strict=True))
     assert shares == sorted(shares, reverse=True)

@@ -75,6 +75,7 @@ def test_a_discount_cuts_earlier_groups_more(state: State) -> None:
 def test_pruning_tries_where_it_compensates(state: State) -> None:
     given = {"data": state.data, "budget": "flops <= 50%"}
     assert ofx.prune(state.program, **given).plan.provenance["search"].startswith("search-trial")
+    assert ofx.prune(state.program, **given, balance=0.5).plan.provenance["search"].startswith("search-rank{balance=0.5")
     assert ofx.prune(state.program, **given, compensate="none").plan.provenance["search"].startswith("search-rank")
 
 

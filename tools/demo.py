@@ -37,7 +37,6 @@ from optin_fx.timing import Repeats
 ROWS = 8  # of the inputs at whose size FLOPs are counted and latency is measured
 TARGET = "onnxruntime:cpu"
 MAIN = "50 %"
-BALANCE = 0.5  # of the budget: the least share of every group
 
 
 @dataclass(frozen=True)
@@ -132,16 +131,12 @@ class Smaller(NamedTuple):
 def prune(program: ofx.Program, variant: Variant, batches: Sequence[Any], scores: dict[str, ofx.Scores]) -> Smaller:
     """`ofx.prune`; scores that are there already are used again, as another budget costs another search only."""
     if variant.score not in scores:
-        result = ofx.prune(
-            program, data=batches, score=variant.score, budget=variant.budget, compensate=variant.compensate, balance=BALANCE
-        )
+        result = ofx.prune(program, data=batches, score=variant.score, budget=variant.budget, compensate=variant.compensate)
         scores[variant.score] = result.scores
         return Smaller(result.program, result.plan)
-    rewriting = find_pass("rewrite-reconstruct" if variant.compensate else "rewrite-slice")
-    state = State(
-        program, batches, scores=scores[variant.score], plan=ofx.search(program, scores[variant.score], variant.budget, balance=BALANCE)
-    )
-    done = rewriting.apply(state)
+    names = ("search-trial", "rewrite-reconstruct") if variant.compensate else ("search-rank", "rewrite-slice")
+    searching, rewriting = find_pass(names[0], budget=variant.budget), find_pass(names[1])
+    done = rewriting.apply(searching.apply(State(program, batches, scores=scores[variant.score])))
     assert done.small is not None
     assert done.plan is not None
     return Smaller(done.small, done.plan)
