@@ -107,8 +107,8 @@ def test_plot(report: Report, tmp_path: Path) -> None:
     assert report.plot(tmp_path / "latency.png").stat().st_size > 5000
     assert "<svg" in report.plot(tmp_path / "latency.svg").read_text()
     with pytest.raises(SaveError) as error:
-        report.plot(tmp_path / "nowhere" / "latency.png")
-    assert str(error.value).startswith("cannot write the plot: No such file or directory\n  at  ")
+        report.plot(tmp_path / "latency.svg" / "latency.png")
+    assert str(error.value).startswith("cannot write the plot: File exists\n  at  ")
 
 
 def test_plot_without_matplotlib(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
