@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,13 @@ def placed(program: Program, batches: Sequence[Batch]) -> tuple[Program, list[Ba
 def _offloaded(program: Program, device: torch.device) -> Program:
     if device.type != "cpu":
         return away(program, InMemory(program.tensors), device)
-    folder = tempfile.TemporaryDirectory(prefix="optin-fx-")
-    made = on_disk(program, Path(folder.name) / "weights.safetensors")
-    made.__dict__["_folder"] = folder  # removed with the program
+    folder = Path(tempfile.mkdtemp(prefix="optin-fx-"))
+    try:
+        made = on_disk(program, folder / "weights.safetensors")
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)  # removed with the program
     return made
 
 
