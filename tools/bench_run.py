@@ -28,7 +28,7 @@ SHAPES: dict[str, Callable[[], Any]] = {
     "minilm": lambda: bert(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)[0],
     "bert-base": lambda: bert()[0],
 }
-TITLE = "# A whole run: time and memory\n\nMade by `python tools/bench_run.py minilm bert-base --write`: {what}.\n\n"
+TITLE = "# A whole run: time and memory\n\nMade by `python tools/bench_run.py {models} --write`: {what}.\n\n"
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     options = parser.parse_args()
     what = f"{options.samples} texts of {options.tokens} tokens in batches of {options.batch}, to 50 % of the FLOPs"
-    parts = [TITLE.format(what=what)]
+    parts = [TITLE.format(models=" ".join(options.models), what=what)]
     for name in options.models:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             parts.append(pool.apply(one, (name, options.samples, options.tokens, options.batch, options.search)))
