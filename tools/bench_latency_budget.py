@@ -42,7 +42,7 @@ def main() -> None:
         f"# Latency budgets: where the closed loop ends\n\nMade by `python tools/bench_latency_budget.py`.\n\nBudget: `{options.budget}`."
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    text = f"{title}\n\nBudget: `{options.budget}`.\n\n{table}\n\n{JUDGED}: {met} of {len(rows)}.\n\n{protocol}\n"
+    text = f"{title}\n\n{table}\n\n{JUDGED}: {met} of {len(rows)}.\n\n{protocol}\n"
     (options.out / "latency-budget.md").write_text(text)
 
 
