@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,12 @@ class OutputTerm:
             divergence = torch.log1p((p * (torch.expm1(change) - change)).sum(-1).clamp_min(0))
             return temperature**2 * divergence.reshape(len(divergence), -1).sum(1)
         return 0.5 * change_of_direction(change, dense).square().sum(-1).reshape(len(dense), -1).mean(1)
+
+
+def divergence(terms: Sequence[OutputTerm], outputs: Sequence[Any], dense: Sequence[Any]) -> torch.Tensor:
+    """How far a program's flat outputs are from the dense one's, summed over the outputs that count. Shape [batch], float64."""
+    found = [term.divergence(outputs[term.index] - dense[term.index], dense[term.index]) for term in terms]
+    return torch.stack(found).double().sum(0)
 
 
 def change_of_direction(change: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:

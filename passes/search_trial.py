@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
 from torch import fx
 
-from optin_fx.data import Batch, batches_of, parted, rows
+from optin_fx.data import batches_of, parted, rows
 from optin_fx.errors import PipelineError
 from optin_fx.interpreter import Runner, flat_inputs
-from optin_fx.outputs import output_terms
+from optin_fx.outputs import divergence, output_terms
 from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct
 from optin_fx.passes.search_rank import SearchRank
 from optin_fx.pipeline import State, find_pass
 from optin_fx.plan import Plan
-from optin_fx.program import Program
 from optin_fx.reconstruction import reconstruct
 from optin_fx.space import BudgetedSearch
 
@@ -64,17 +63,35 @@ class SearchTrial(BudgetedSearch):
         compensation = find_pass(self.compensate, "rewrite")
         if not isinstance(compensation, RewriteReconstruct):
             raise PipelineError(f"{self.compensate!r} does not compensate", at="search-trial, option compensate", fix="rewrite-reconstruct")
-        found: dict[str, Plan] = {text: plan for text in self.tries if (plan := self._searching(text).apply(state).plan) is not None}
-        distinct = {tuple(plan.kept.items()): text for text, plan in reversed(found.items())}
-        losses = {text: torch.zeros(1, dtype=torch.float64) for text in self.tries if text in distinct.values()}
-        if len(losses) > 1:
-            batches = batches_of(state.program, state.data, needed_for=self.name())
-            seen, unseen = parted(state.program, batches, min(self.samples, sum(map(rows, batches)) // 2))
-            losses = {text: _loss(state.program, found[text], compensation, seen, unseen) for text in losses}
-        best = chosen(losses, self.sure)
+        plans: dict[str, Plan] = {}
+        for text in self.tries:
+            plan = self._searching(text).apply(state).plan
+            assert plan is not None
+            if not any(plan.kept == other.kept for other in plans.values()):
+                plans[text] = plan
+        losses = self._losses(state, plans, compensation) if len(plans) > 1 else {}
+        best = chosen(losses, self.sure) if losses else self.tries[0]
         means = {text or "defaults": float(loss.mean()) for text, loss in losses.items()}
-        facts = {**found[best].provenance, "search": str(self), "tries": means, "tried": best or "defaults"}
-        return replace(state, plan=replace(found[best], provenance=facts))
+        facts = {**plans[best].provenance, "search": str(self), "tries": means, "tried": best or "defaults"}
+        return replace(state, plan=replace(plans[best], provenance=facts))
+
+    def _losses(self, state: State, plans: Mapping[str, Plan], compensation: RewriteReconstruct) -> dict[str, torch.Tensor]:
+        """Divergence of each sample's outputs after compensation on other samples, `[samples]` float64."""
+        program, terms = state.program, output_terms(state.program)
+        batches = batches_of(program, state.data, needed_for=self.name())
+        seen, unseen = parted(program, batches, min(self.samples, sum(map(rows, batches)) // 2))
+        with torch.no_grad():
+            dense = [Runner(program)(batch) for batch in unseen]
+        losses = {}
+        for text, plan in plans.items():
+            small, _ = reconstruct(program, plan, seen, compensation)
+            with torch.no_grad():
+                found = [
+                    divergence(terms, fx.Interpreter(small).run(*flat_inputs(program, batch), enable_io_processing=False), before).cpu()
+                    for batch, before in zip(unseen, dense, strict=True)
+                ]
+            losses[text] = torch.cat(found).nan_to_num(nan=1e30, posinf=1e30)
+        return losses
 
     def _searching(self, text: str) -> SearchRank:
         own = {option.name: getattr(self, option.name) for option in fields(BudgetedSearch)}
@@ -98,16 +115,3 @@ def chosen(losses: Mapping[str, torch.Tensor], sure: float) -> str:
         if float(gain.mean()) > sure * error:
             rivals[name] = float(loss.mean())
     return min(rivals, key=lambda name: rivals[name])
-
-
-def _loss(program: Program, plan: Plan, compensation: RewriteReconstruct, seen: Sequence[Batch], unseen: Sequence[Batch]) -> torch.Tensor:
-    """Divergence of each sample's outputs after compensation on other samples, `[samples]` float64."""
-    small, _ = reconstruct(program, plan, seen, compensation)
-    found = []
-    with torch.no_grad():
-        for batch in unseen:
-            before = Runner(program)(batch)
-            after = fx.Interpreter(small).run(*flat_inputs(program, batch), enable_io_processing=False)
-            terms = [term.divergence(after[term.index] - before[term.index], before[term.index]) for term in output_terms(program)]
-            found.append(torch.stack(terms).double().sum(0).cpu())
-    return torch.cat(found).nan_to_num(nan=1e30, posinf=1e30)
