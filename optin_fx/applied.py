@@ -25,6 +25,11 @@ class Applied:
     factors: dict[str, Axis]
     operands: list[tuple[Term, ...] | None]
 
+    @property
+    def is_weighted(self) -> bool:
+        """Whether a stored weight of two dims or more is among the operands."""
+        return any(operand.node.op == "get_attr" and len(operand.shape) >= 2 for operand in self.call.operands)
+
     def contracted(self) -> set[str]:
         """Names of factors that are summed over: on the left only, in an op that does not merely drop them, or as the line says."""
         if self.line.drop:

@@ -161,6 +161,11 @@ def leaf_names(analysis: Analysis) -> dict[Axis, str]:
     return analysis.once(_read_off)[1]
 
 
+def leaf_of(analysis: Analysis, name: str) -> Axis:
+    """The leaf that is the group of a name."""
+    return next(leaf for leaf, own in leaf_names(analysis).items() if own == name)
+
+
 def _read_off(analysis: Analysis) -> tuple[Groups, dict[Axis, str]]:
     pins, allowed = analysis.pinned_leaves(), analysis.allowed_leaves()
     tensors = analysis.program.tensors

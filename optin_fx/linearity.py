@@ -87,6 +87,11 @@ def without_writing(node: fx.Node) -> OpOverload | None:
     return getattr(packet, node.target._overloadname, None)  # type: ignore[union-attr]
 
 
+def aliases(op: OpOverload) -> bool:
+    """Whether a result of an op may lie in the memory of an argument."""
+    return any(result.alias_info is not None for result in op._schema.returns)
+
+
 def sharing_memory(writer: fx.Node) -> set[fx.Node]:
     """The values that may lie in the memory that a node writes into: all that views and writing ops make of each other."""
     found, front = {writer}, [writer]

@@ -12,6 +12,7 @@ from torch._ops import OpOverload
 
 from optin_fx.analysis import Analysis
 from optin_fx.extents import Extents
+from optin_fx.linearity import aliases
 from optin_fx.polynomial import Polynomial, product_of
 
 _SAME = (torch.ops.aten.dropout.default, torch.ops.aten.dropout_.default, torch.ops.aten.alias.default)
@@ -103,9 +104,8 @@ def _viewed(node: fx.Node) -> fx.Node | None:
         return None
     if not isinstance(node.target, OpOverload):  # getitem
         return inputs[0] if isinstance(node.args[0], fx.Node) else None
-    views = any(result.alias_info is not None for result in node.target._schema.returns)
     first = node.args[0] if node.args else None
-    return first if (views or node.target in _SAME) and isinstance(first, fx.Node) and first.op != "get_attr" else None
+    return first if (aliases(node.target) or node.target in _SAME) and isinstance(first, fx.Node) and first.op != "get_attr" else None
 
 
 def _merged(buffers: Iterator[Buffer]) -> list[Buffer]:

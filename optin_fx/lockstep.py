@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 from optin_fx.attributes import attribute
 from optin_fx.data import Batch
 from optin_fx.interpreter import flat_inputs
+from optin_fx.linearity import aliases
 from optin_fx.program import Program
 from optin_fx.shelf import Shelf, bytes_of
 
@@ -33,7 +34,6 @@ class Stream:
         self.module = module
         self.values: dict[str, Any] = {}
         self.inputs: dict[str, Any] = {}
-        self.placeholders = [node.name for node in module.graph.nodes if node.op == "placeholder"]
         self._stored: set[fx.Node] = set()
         last: dict[str, str] = {}
         for node in module.graph.nodes:
@@ -53,10 +53,6 @@ class Stream:
             return self.inputs[node.name]
         return self._result(node) if node in self._stored else self.values[node.name]
 
-    def has(self, name: str) -> bool:
-        """Whether a node's result is among the values now."""
-        return name in self.values or name in self.inputs
-
     def execute(self, node: fx.Node) -> None:
         """Run one node."""
         if node.op == "call_function" and node not in self._stored:
@@ -73,15 +69,17 @@ class Stream:
 
 
 class Lockstep:
-    """A dense graph and one that was made from it, whose nodes have the names of their partners; a context that puts things away.
+    """A dense program's graph and one that was made from it, whose nodes have the names of their partners; a context that puts things away.
 
     Args:
+        sliced: the graph that was made. program: the dense one.
         limit: bytes of values that may be in memory, those of the batch at hand included; what waits beyond it does so on disk.
     """
 
-    def __init__(self, dense: fx.GraphModule, sliced: fx.GraphModule, program: Program, batches: Sequence[Batch], limit: int) -> None:
-        self.dense, self.sliced = Stream(dense), Stream(sliced)
-        self._inputs = [dict(zip(self.dense.placeholders, flat_inputs(program, batch), strict=True)) for batch in batches]
+    def __init__(self, sliced: fx.GraphModule, program: Program, batches: Sequence[Batch], limit: int) -> None:
+        self.dense, self.sliced = Stream(program.graph_module), Stream(sliced)
+        names = [node.name for node in program.placeholders]
+        self._inputs = [dict(zip(names, flat_inputs(program, batch), strict=True)) for batch in batches]
         self._stops: dict[str, int] = {}
         self._steps = list(self._in_order())
         self._done = 0
@@ -147,6 +145,4 @@ class Lockstep:
 
 def _is_view(node: fx.Node) -> bool:
     """Whether a node's result lies in the memory of its first argument."""
-    if not isinstance(node.target, OpOverload) or node.target._schema.is_mutable or not node.args:
-        return False
-    return any(result.alias_info is not None for result in node.target._schema.returns)
+    return isinstance(node.target, OpOverload) and not node.target._schema.is_mutable and bool(node.args) and aliases(node.target)

@@ -150,20 +150,15 @@ class LogitRefitting:
 
     def see(self, number: int) -> None:
         """Take the values of a batch in."""
-        options, count = self.setting.options, len(self.setting.batches)
         x, u = self._rows(self.product.changed, number, offset=True)
         y, v = self._rows(self.product.other, number, offset=False)
         chosen = torch.arange(x.shape[1])
-        most = max(1, options.rows // x.shape[2])
+        most = max(1, self.setting.options.rows // x.shape[2])
         if len(chosen) > most:
             chosen = torch.randperm(len(chosen), generator=self.generator)[:most]
         sides = [side[:, chosen] for side in (x, y, u, v)]
-        if count == 1:  # split the samples of the only batch
-            cut = int(len(chosen) * (1 - options.held_out))
-            self.fit.add(*(side[:, :cut] for side in sides))
-            self.held.add(*(side[:, cut:] for side in sides))
-        else:
-            (self.held if options.is_held_out(number, count) else self.fit).add(*sides)
+        for held_out, part in self.setting.shares(number, len(chosen)):
+            (self.held if held_out else self.fit).add(*(side[:, part] for side in sides))
 
     def finish(self) -> Refitted:
         """Solve, write the projection's new weight and bias, and change the queries or keys that wait."""

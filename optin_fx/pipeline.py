@@ -238,6 +238,18 @@ def find_pass(text: str | Pass, stage: str = "", **options: Any) -> Pass:
         raise PipelineError(f"{cls.name()} refuses its options: {error}", fix="see its documentation: optin-fx passes") from error
 
 
+def find_criterion(text: str, asked_by: str) -> ScorePass:
+    """A scoring pass that another pass builds on, from its text form.
+
+    Raises:
+        PipelineError: no such pass or option, or it does not score.
+    """
+    step = find_pass(text, "score")
+    if not isinstance(step, ScorePass):
+        raise PipelineError(f"{text!r} is no criterion", at=f"{asked_by}, option within", fix="name a score pass")
+    return step
+
+
 def _options(text: str, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for item in re.split(r",(?![^(\[]*[)\]])", text) if text.strip() else ():

@@ -16,7 +16,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from optin_fx.attributes import attribute
-from optin_fx.data import Batch, rows, take
+from optin_fx.data import Batch, has_fixed_rows, rows, take
 from optin_fx.interpreter import flat_inputs
 from optin_fx.linearity import Carries, carries, op_name
 from optin_fx.program import Program
@@ -76,8 +76,7 @@ class Projections(fx.Interpreter):
     @classmethod
     def of(cls, module: fx.GraphModule, program: Program, batch: Batch, wanted: Sequence[fx.Node]) -> Projections:
         """Follow a run of a graph that was made from a program: on two samples, or the whole batch where the program takes no other."""
-        first = next((node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"), None)
-        if isinstance(first, torch.Tensor) and first.dim() and not isinstance(first.shape[0], int):
+        if not has_fixed_rows(program):
             batch = take(batch, 0, 2)
         made = cls(module, wanted, rows(batch))
         with torch.no_grad():

@@ -44,7 +44,7 @@ def reconstruct(
     with torch.no_grad():
         cut, small = resolve(program, plan), sliced(program, plan)
         due = _due(cut)
-        with Lockstep(program.graph_module, small, program, batches, _room(program)) as both:
+        with Lockstep(small, program, batches, _room(program)) as both:
             masks = [token_mask(program, batch) for batch in batches]
             setting = Setting(both, cut, options, batches, masks, _sensitivities(program, small, batches, options, due))
             report = _front_to_back(setting, due)
@@ -88,10 +88,7 @@ def _due(cut: Cut) -> dict[str, Consumer]:
     """Contractions with a weight that read a pruned axis."""
     found: dict[str, Consumer] = {}
     for consumer in cut.analysis.consumers():
-        applied = cut.analysis.applied[consumer.node]
-        if any(leaf in cut.kept for leaf in consumer.leaves) and any(
-            o.node.op == "get_attr" and len(o.shape) >= 2 for o in applied.call.operands
-        ):
+        if cut.analysis.applied[consumer.node].is_weighted and any(leaf in cut.kept for leaf in consumer.leaves):
             found.setdefault(consumer.node, consumer)
     return found
 

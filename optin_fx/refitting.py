@@ -40,6 +40,14 @@ class Setting:
     masks: Sequence[torch.Tensor | None]
     seen: dict[str, Sensitivity]
 
+    def shares(self, number: int, length: int) -> list[tuple[bool, slice]]:
+        """Of a batch's rows (or samples), those that fit and those that are held out: (held out, which). An only batch is split."""
+        count = len(self.batches)
+        if count > 1:
+            return [(self.options.is_held_out(number, count), slice(None))]
+        cut = int(length * (1 - self.options.held_out))
+        return [(False, slice(cut)), (True, slice(cut, None))]
+
 
 class Refitting:
     """Of one consumer with a weight; see the module's text.
@@ -64,17 +72,13 @@ class Refitting:
 
     def see(self, number: int) -> None:
         """Take the values of a batch in."""
-        options, count = self.setting.options, len(self.setting.batches)
         x, y, w = self._rows(number)
+        shares = self.setting.shares(number, len(x))
         for g, (fit, held) in enumerate(self.moments):
             # for a grouped convolution the patches of a group's own channels
             own, target = x[:, g * self.inputs : (g + 1) * self.inputs], y[:, g * self.per_group : (g + 1) * self.per_group]
-            if count == 1:  # split the rows of the only batch
-                cut = int(len(own) * (1 - options.held_out))
-                fit.add(own[:cut], target[:cut], None if w is None else w[:cut])
-                held.add(own[cut:], target[cut:], None if w is None else w[cut:])
-            else:
-                (held if options.is_held_out(number, count) else fit).add(own, target, w)
+            for held_out, part in shares:
+                (held if held_out else fit).add(own[part], target[part], None if w is None else w[part])
 
     def finish(self) -> Refitted:
         """Solve, and write the new weight and bias."""

@@ -14,7 +14,7 @@ from optin_fx.attributes import assign, attribute
 from optin_fx.data import Batch
 from optin_fx.dims import Axis, leaves
 from optin_fx.errors import PlanError
-from optin_fx.groups import Group, group, leaf_names
+from optin_fx.groups import Group, group, leaf_of
 from optin_fx.interpreter import flat_inputs
 from optin_fx.plan import make_plan
 from optin_fx.program import Program, trace
@@ -52,7 +52,7 @@ def region_of(program: Program, name: str, values: dict[str, Any] | None = None)
     """
     analysis = analyse(program)
     values = node_values(program) if values is None else values
-    leaf = next(axis for axis, own in leaf_names(analysis).items() if own == name)
+    leaf = leaf_of(analysis, name)
     inside = _touched(analysis, leaf)
     module, inputs, text = _extracted(program, inside, values)
     part = trace(module, inputs)

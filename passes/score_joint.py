@@ -13,10 +13,10 @@ from optin_fx.data import Batch, parted, rows
 from optin_fx.errors import PipelineError
 from optin_fx.execution import accumulate
 from optin_fx.finite import refuse_non_finite
-from optin_fx.groups import group, leaf_names
+from optin_fx.groups import group, leaf_of
 from optin_fx.interpreter import Runner
-from optin_fx.outputs import output_terms
-from optin_fx.pipeline import ScorePass, find_pass
+from optin_fx.outputs import divergence, output_terms
+from optin_fx.pipeline import ScorePass, find_criterion
 from optin_fx.program import Program
 from optin_fx.statistics import ConsumerMoments, Statistics, collect
 from optin_fx.units import unit_of_position
@@ -72,8 +72,8 @@ class ScoreJoint(ScorePass):
         return found
 
     def _ranked(self, program: Program, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
-        step = find_pass(self.within, "score")
-        if not isinstance(step, ScorePass) or isinstance(step, ScoreJoint):
+        step = find_criterion(self.within, self.name())
+        if isinstance(step, ScoreJoint):
             raise PipelineError(f"{self.within!r} ranks no units", at="score-joint, option within", fix="name another score pass")
         values = step.score(program, batches)
         return {g.name: values[g.name] for g in group(program).free}
@@ -95,9 +95,7 @@ class ScoreJoint(ScorePass):
             with torch.no_grad():
                 without = _Without(program, name, weakest[name][:count], statistics, self.ridge)
                 for batch, before in zip(batches, dense, strict=True):
-                    after = without(batch)
-                    for term in terms:
-                        loss += term.divergence(after[term.index] - before[term.index], before[term.index]).double().sum().cpu()
+                    loss += divergence(terms, without(batch), before).sum().cpu()
             return {f"{name}/{count}": loss / samples}
 
         found = accumulate("curves", items, step)
@@ -136,10 +134,10 @@ class _Without(Runner):
         extent = next(g.extent for g in group(program).free if g.name == name)
         super().__init__(program, gates={name: torch.ones(extent).index_fill_(0, gone.cpu(), 0.0)})
         self.mixes: dict[Place, tuple[torch.Tensor, torch.Tensor]] = {}
-        leaf = next(leaf for leaf, own in leaf_names(self.analysis).items() if own == name)
+        leaf = leaf_of(self.analysis, name)
         for moments in statistics.consumers if statistics else ():
             consumer = moments.consumer
-            if leaf in consumer.leaves and self._is_weighted(consumer):
+            if leaf in consumer.leaves and self.analysis.applied[consumer.node].is_weighted:
                 operand = self.analysis.applied[consumer.node].call.operands[consumer.operand]
                 units = unit_of_position(self.analysis.axes[operand.node.name][consumer.dim], leaf)
                 self.mixes[_place(consumer)] = predictor(moments, torch.isin(units, gone.cpu()), ridge)
@@ -151,10 +149,6 @@ class _Without(Runner):
             return super().gated(consumer, value)
         matrix, offset = (part.to(value) for part in mix)
         return (value.movedim(consumer.dim, -1) @ matrix + offset).movedim(-1, consumer.dim)
-
-    def _is_weighted(self, consumer: Consumer) -> bool:
-        operands = self.analysis.applied[consumer.node].call.operands
-        return any(o.node.op == "get_attr" and len(o.shape) >= 2 for i, o in enumerate(operands) if i != consumer.operand)
 
 
 def predictor(moments: ConsumerMoments, gone: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,13 +12,12 @@ from optin_fx.analysis import Consumer, analyse
 from optin_fx.data import Batch
 from optin_fx.dims import Axis
 from optin_fx.elimination import Elimination, removal_order, scores_of_curve
-from optin_fx.errors import PipelineError
 from optin_fx.execution import accumulate
-from optin_fx.groups import group, leaf_names
+from optin_fx.groups import group, leaf_of
 from optin_fx.interpreter import Runner, consumers_by_node
 from optin_fx.masks import token_mask
 from optin_fx.moments import Moments
-from optin_fx.pipeline import ScorePass, find_pass
+from optin_fx.pipeline import ScorePass, find_criterion
 from optin_fx.program import Program
 from optin_fx.refittable import Layer, layer_of
 from optin_fx.rows import chosen_rows
@@ -74,11 +73,9 @@ class ScoreReconstruction(ScorePass):
             features = {node: layer.output_dim(layer.node.meta["val"].dim()) for node, (_, layer) in layers.items()}
             seen = sensitivities(program, batches, features, draws=self.draws, seed=self.seed)
             moments = self._moments(program, batches, layers, seen)
-            leaves = {name: leaf for leaf, name in leaf_names(analyse(program)).items()}
             for g in group(program).free:
-                consumers = [
-                    c for node in layers for c in self._consumers(program, leaves[g.name], *layers[node], moments[node], seen[node])
-                ]
+                leaf = leaf_of(analyse(program), g.name)
+                consumers = [c for node in layers for c in self._consumers(program, leaf, *layers[node], moments[node], seen[node])]
                 if not consumers:
                     continue
                 order, added = removal_order([c for c, _ in consumers], g.extent, max(1, round(self.chunk * g.extent)))
@@ -94,9 +91,7 @@ class ScoreReconstruction(ScorePass):
     def _within(self, program: Program, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
         if not self.within:
             return {g.name: torch.zeros(g.extent, dtype=torch.float64) for g in group(program).free}
-        step = find_pass(self.within, "score")
-        if not isinstance(step, ScorePass):
-            raise PipelineError(f"{self.within!r} is no criterion", at="score-reconstruction, option within", fix="name a score pass")
+        step = find_criterion(self.within, self.name())
         return {name: v.double().cpu() for name, v in step.score(program, batches).items() if not name.startswith("extra/")}
 
     def _moments(

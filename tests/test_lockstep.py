@@ -99,7 +99,7 @@ def test_both_graphs_compute_what_they_compute_alone(limit: int) -> None:
     assert plan.kept
     small = sliced(program, plan)
     compared = 0
-    with Lockstep(program.graph_module, small, program, batches_of(program, data, needed_for="test"), limit) as both, torch.no_grad():
+    with Lockstep(small, program, batches_of(program, data, needed_for="test"), limit) as both, torch.no_grad():
 
         def see(number: int) -> None:
             nonlocal compared
