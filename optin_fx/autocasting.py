@@ -75,7 +75,7 @@ def dtypes_hold(module: fx.GraphModule) -> bool:
     Export drops an autocast around `no_grad` from the graph, but not from what it records, which is then no ground to tell casts by.
     """
     given = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
-    mode = next((leaf.fake_mode for leaf in pytree.tree_leaves(given) if hasattr(leaf, "fake_mode")), None)
+    mode = detect_fake_mode(given)
     if mode is None:
         return False
     try:
@@ -106,7 +106,8 @@ def _called(node: fx.Node, casts: dict[fx.Node, torch.dtype], watch: _Copies) ->
     def value(operand: fx.Node) -> Any:
         return operand.meta["val"].to(casts[operand]) if operand in casts else operand.meta["val"]
 
-    mode = next(leaf.fake_mode for n in node.all_input_nodes for leaf in pytree.tree_leaves(n.meta["val"]) if hasattr(leaf, "fake_mode"))
+    mode = detect_fake_mode([n.meta["val"] for n in node.all_input_nodes])
+    assert mode is not None
     with mode, torch.no_grad():
         args, kwargs = fx.map_arg((node.args, node.kwargs), value)
         with watch:

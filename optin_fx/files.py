@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from optin_fx.errors import SaveError
 
 CHOOSE = "choose a folder that exists and that you may write to"
+
+
+def cache_folder() -> Path:
+    """What is kept between runs: `$OPTIN_FX_CACHE`, else `~/.cache/optin-fx`."""
+    return Path(os.environ.get("OPTIN_FX_CACHE") or Path.home() / ".cache" / "optin-fx").expanduser()
 
 
 @contextmanager
@@ -39,6 +44,12 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder that is there and holds nothing."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from optin_fx.costs import cost_model
 from optin_fx.digests import digest
 from optin_fx.environment import environment
 from optin_fx.errors import OptinError
-from optin_fx.files import write_whole
+from optin_fx.files import cache_folder, write_whole
 from optin_fx.groups import Group, group
 from optin_fx.latency import measure
 from optin_fx.lowering import parse_target
@@ -156,7 +155,7 @@ def build(
     """
     if fit not in FITS:
         raise ValueError(f"fit is one of {', '.join(FITS)}; not {fit!r}")
-    folder = cache or Path(os.environ.get("OPTIN_FX_CACHE") or Path.home() / ".cache" / "optin-fx").expanduser() / "latency"
+    folder = cache or cache_folder() / "latency"
     parsed, values = parse_target(target), node_values(program)
     groups = {g.name: g for g in group(program).free}
     machine = environment()

@@ -21,7 +21,7 @@ from optin_fx.program import Program
 Callback = Callable[[Pass, State, float], None]
 
 DEFAULT_SCORE = "trajectory-sketch"
-"""Label-free, about three forward passes, and robust on every task tried (docs/results/quality.md)."""
+"""Label-free, at about three forward passes; how it compares on the offline tasks is in docs/results/quality.md."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def make_recipe(
         search = "trial" if rewriting.name() == "rewrite-reconstruct" and not parsed.targets else "rank"
         if not {*search_options} <= {option.name for option in fields(find_pass(search, "search"))}:
             search = "rank"  # options that only this one has ask for it
-    searching = search if isinstance(search, Pass) else find_pass(search, "search", budget=budget, **search_options)
+    searching = find_pass(search, "search", budget=budget, **search_options)
     if isinstance(search, Pass):
         parsed = parse_budget(getattr(search, "budget", budget))
     return Recipe(scoring, searching, rearranging, rewriting, parsed)

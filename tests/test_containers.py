@@ -72,19 +72,25 @@ class Net(nn.Module):
 """
 
 
+def with_and_without(folder: Path, script: str) -> tuple[str, str]:
+    """What a script prints in a process that can import from a folder; what it is told in one that cannot."""
+
+    def run(place: str, *, check: bool) -> subprocess.CompletedProcess[str]:
+        begin = f"import sys; sys.path[0:0] = [{place!r}, {str(Path.cwd())!r}]; import torch; import optin_fx as ofx; "
+        return subprocess.run([sys.executable, "-c", begin + script], capture_output=True, text=True, check=check)
+
+    return run(str(folder), check=True).stdout.strip(), run("/nowhere", check=False).stderr
+
+
 def test_a_file_is_read_where_nobody_imported_the_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "users_own.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     import users_own  # type: ignore[import-not-found]
 
     path = ofx.trace(users_own.Net(), (torch.randn(2, 4),)).save(tmp_path / "net.pt2")
-    script = f"import sys; sys.path[0:0] = [{str(tmp_path)!r}, {str(Path.cwd())!r}]; import optin_fx as ofx; "
-    script += f"p = ofx.load({str(path)!r}); print(type(p(*p.args)).__name__)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "Out"
-    script = script.replace(repr(str(tmp_path)), "'/nowhere'", 1)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "the class of an input or output cannot be imported: No module named 'users_own'" in done.stderr
+    found, refused = with_and_without(tmp_path, f"p = ofx.load({str(path)!r}); print(type(p(*p.args)).__name__)")
+    assert found == "Out"
+    assert "the class of an input or output cannot be imported: No module named 'users_own'" in refused
 
 
 @pytest.mark.parametrize("target", ["eager", "onnxruntime:cpu"])
@@ -96,13 +102,10 @@ def test_an_engine_gives_back_the_class_where_nobody_imported_it(target: str, tm
     import users_answer  # type: ignore[import-not-found]
 
     path = ofx.lower(ofx.trace(users_answer.Net(), (torch.randn(2, 4),)), target).save(tmp_path / "net")
-    script = f"import sys; sys.path[0:0] = [{str(tmp_path)!r}, {str(Path.cwd())!r}]; import torch; import optin_fx as ofx; "
-    script += f"found = ofx.lowering.load_engine({str(path)!r})(torch.ones(3, 4)); print(type(found).__name__, tuple(found.y.shape))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "Out (3, 6)"
-    script = script.replace(repr(str(tmp_path)), "'/nowhere'", 1)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "the class of an input or output cannot be imported: No module named 'users_answer'" in done.stderr
+    script = f"found = ofx.lowering.load_engine({str(path)!r})(torch.ones(3, 4)); print(type(found).__name__, tuple(found.y.shape))"
+    found, refused = with_and_without(tmp_path, script)
+    assert found == "Out (3, 6)"
+    assert "the class of an input or output cannot be imported: No module named 'users_answer'" in refused
 
 
 def test_a_class_that_is_nowhere(tmp_path: Path) -> None:

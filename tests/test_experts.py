@@ -21,9 +21,7 @@ from optin_fx.writeback import apply_to
 def stock(name: str) -> ofx.Program:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    entry = zoo.get(name)
-    args, kwargs = entry.example()
-    return ofx.trace(entry.model(), args, kwargs, entry.shapes())
+    return zoo.get(name).program()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import time
 from contextlib import nullcontext
 
 import torch
+from latency.models import MINILM, bert, texts
 from tasks import task
 
 import optin_fx as ofx
@@ -27,12 +28,9 @@ TEXTS, ROWS, TOKENS = 512, 32, 40
 
 def memory(limit: str | None) -> None:
     """Heads and neurons by half, at random; what scores and tracing take is taken before."""
-    from transformers import BertConfig, BertModel
-
     torch.manual_seed(0)
-    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-    model = BertModel(BertConfig(vocab_size=30522, **sizes), add_pooling_layer=False).eval()
-    data = [_texts() for _ in range(TEXTS // ROWS)]
+    model = bert(**MINILM)[0].eval()
+    data = [ofx.Batch((), texts(ROWS, TOKENS)) for _ in range(TEXTS // ROWS)]
     batch = torch.export.Dim("batch")
     program = ofx.trace(model, (), data[0].kwargs, {"input_ids": {0: batch}, "attention_mask": {0: batch}})
     groups = [g for g in ofx.group(program).free if g.kind in ("head", "neuron")]
@@ -46,11 +44,6 @@ def memory(limit: str | None) -> None:
     weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
     print(f"weights {weights:.0f} MB; peak {peak - before:.0f} MB above what was taken before, sliced weights included")
     print(f"{seconds:.1f} s of CPU time")
-
-
-def _texts() -> ofx.Batch:
-    ids = torch.randint(0, 30000, (ROWS, TOKENS))
-    return ofx.Batch((), {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
 def _resident() -> float:

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from latency.models import bert
+from latency.models import MINILM, bert, texts
 
 import optin_fx as ofx
 from optin_fx.environment import environment
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "run-time.md"
 SHAPES: dict[str, Callable[[], Any]] = {
-    "minilm": lambda: bert(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)[0],
+    "minilm": lambda: bert(**MINILM)[0],
     "bert-base": lambda: bert()[0],
 }
 TITLE = "# A whole run: time and memory\n\nMade by `python tools/bench_run.py {models} --write`: {what}.\n\n"
@@ -59,11 +59,7 @@ def one(name: str, samples: int, tokens: int, batch: int, search: str | None) ->
     model = SHAPES[name]().eval()
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
 
-    def texts(count: int) -> dict[str, torch.Tensor]:
-        ids = torch.randint(1000, 20_000, (count, tokens))
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-    data, example = [texts(batch) for _ in range(samples // batch)], texts(2)
+    data, example = [texts(batch, tokens) for _ in range(samples // batch)], texts(2, tokens)
     dynamic = {key: {0: torch.export.Dim("batch", max=4096)} for key in example}
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.perf_counter()
     result = ofx.prune(model, (), example, dynamic, data=data, budget="flops <= 50%", search=search)

@@ -95,12 +95,12 @@ def good(facts: dict[str, Any]) -> bool:
 
 def look_at(entry: zoo.Entry, *, real: bool, plans: int) -> dict[str, Any]:
     """Build, trace and survey one entry."""
-    return survey(_traced(entry, small=not real), plans=plans).facts()
+    return survey(entry.program(small=not real), plans=plans).facts()
 
 
 def export(entry: zoo.Entry) -> dict[str, Any]:
     """Export the dense and a pruned program at test sizes; largest relative difference of ONNX Runtime's outputs from the program's."""
-    program = _traced(entry, small=True)
+    program = entry.program(small=True)
     plan = ofx.random_plan(program, seed=1)
     found: dict[str, Any] = {}
     for name, which in (("dense", program), ("pruned", ofx.rewrite(program, plan))):
@@ -108,11 +108,6 @@ def export(entry: zoo.Entry) -> dict[str, Any]:
         assert engine.closeness is not None
         found[name] = engine.closeness.max_rel
     return found
-
-
-def _traced(entry: zoo.Entry, *, small: bool) -> ofx.Program:
-    args, kwargs = entry.example(small=small)
-    return ofx.trace(entry.model(small=small), args, kwargs, entry.shapes())
 
 
 if __name__ == "__main__":

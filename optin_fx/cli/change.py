@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from optin_fx.cli.sizes import DEFAULT, with_sizes
 from optin_fx.data import batches_of
 from optin_fx.errors import BudgetError, PlanError
 from optin_fx.execution import execution
+from optin_fx.files import remove_if_empty
 from optin_fx.models import Sizes, find_model, read_model
 from optin_fx.recipe import DEFAULT_SCORE
 from optin_fx.scores import Scores
@@ -171,8 +171,7 @@ def prune(
             results, [str(b) for b in family], out, batches_of(program, batches, needed_for="the table") if batches else []
         )
         show(text, facts, as_json=as_json)
-    with contextlib.suppress(OSError):  # not there, or holds what another run left
-        (out / "partial").rmdir()
+    remove_if_empty(out / "partial")  # it may hold what another run left
     if not as_json:
         say(f"\nwrote {out}/")
         folder = out if len(family) == 1 else out / family_folder(str(family[-1]))

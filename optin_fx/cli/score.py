@@ -16,6 +16,7 @@ from optin_fx.cli.data import read_data
 from optin_fx.cli.output import say, show, writable_file
 from optin_fx.cli.sizes import DEFAULT, with_sizes
 from optin_fx.execution import execution
+from optin_fx.files import remove_if_empty
 from optin_fx.models import Sizes, read_model
 from optin_fx.recipe import DEFAULT_SCORE
 from optin_fx.scores import Scores
@@ -85,8 +86,8 @@ def score(
             return
         if out is not None:
             scores.save(out)
-            if partial is None and folder is not None and folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+            if partial is None and folder is not None:
+                remove_if_empty(folder)
         if annotate is not None:
             program.save(annotate)
         show(scores, scores.values, as_json=as_json)

@@ -24,9 +24,7 @@ SMALL_CONSTANTS = 512
 def test_nothing_is_left_of_the_dense_model(name: str) -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    entry = zoo.get(name)
-    args, kwargs = entry.example()
-    dense = ofx.trace(entry.model(), args, kwargs, entry.shapes())
+    dense = zoo.get(name).program()
     small = ofx.rewrite(dense, ofx.random_plan(dense, keep=0.5, seed=1))
     before, after = (lower(program, "onnx").info() for program in (dense, small))
     more = {op: (before["ops"].get(op, 0), count) for op, count in after["ops"].items() if count > before["ops"].get(op, 0)}

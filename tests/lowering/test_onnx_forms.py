@@ -24,9 +24,7 @@ def test_a_stock_model_exports_pruned(name: str) -> None:
     """As the dense one does: `tools/zoo.py --onnx` exports both."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    entry = zoo.get(name)
-    args, kwargs = entry.example()
-    program = ofx.trace(entry.model(), args, kwargs, entry.shapes())
+    program = zoo.get(name).program()
     engine = lower(ofx.rewrite(program, ofx.random_plan(program, seed=1)), "onnxruntime:cpu")  # runs onnx.checker, too
     assert engine.closeness is not None
     assert engine.closeness.max_rel < 2e-5

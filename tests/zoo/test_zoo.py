@@ -31,8 +31,7 @@ def test_the_zoo_is_large() -> None:
 def test_entry(entry: zoo.Entry) -> None:
     logging.disable(logging.WARNING)  # libraries report what they chose not to use
     warnings.simplefilter("ignore")
-    args, kwargs = entry.example()
-    program = ofx.trace(entry.model(), args, kwargs, entry.shapes())
+    program = entry.program()
     groups = ofx.group(program)
     assert bool(groups.free) != (entry.name in HELD_BY_NORMS), str(groups)
     for seed in range(PLANS if groups.free else 0):

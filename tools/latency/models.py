@@ -15,6 +15,7 @@ from optin_fx.testing.zoo.entry import randomise
 
 Made = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 TOKENS = 128
+MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,17 @@ class Bench:
         return ofx.trace(randomise(model.eval(), seed), args, kwargs, shapes)
 
 
+def texts(count: int, tokens: int) -> dict[str, torch.Tensor]:
+    """Random ids without padding, as a BERT takes them."""
+    ids = torch.randint(1000, 20_000, (count, tokens))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
 def bert(**sizes: int) -> Made:
     """transformers' BertModel on rows without padding."""
     transformers = import_module("transformers")
-    ids = torch.randint(1000, 20_000, (2, TOKENS))
     model = transformers.BertModel(transformers.BertConfig(**sizes), add_pooling_layer=False)
-    return model, (), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return model, (), texts(2, TOKENS)
 
 
 def timm(name: str) -> Made:
@@ -64,9 +70,7 @@ def mask2former() -> Made:
 
 
 MODELS: dict[str, Bench] = {
-    "minilm": Bench(
-        lambda: bert(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536), f"{TOKENS} tokens", 0.95
-    ),
+    "minilm": Bench(lambda: bert(**MINILM), f"{TOKENS} tokens", 0.95),
     "bert-base": Bench(bert, f"{TOKENS} tokens", 0.95),
     "deit-s": Bench(lambda: timm("deit_small_patch16_224"), "224 px", 0.95),
     "swin-t": Bench(lambda: timm("swin_tiny_patch4_window7_224"), "224 px", 0.95),

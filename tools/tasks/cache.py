@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -16,17 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from optin_fx.errors import DataError
+from optin_fx.files import cache_folder as folder
 
 WEIGHTS, FACTS = "weights.safetensors", "facts.json"
 
 
 class NotCached(DataError):
     """A task needs data or a checkpoint that is not in the cache yet."""
-
-
-def folder() -> Path:
-    """The cache folder: `$OPTIN_FX_CACHE`, else `~/.cache/optin-fx`."""
-    return Path(os.environ.get("OPTIN_FX_CACHE") or Path.home() / ".cache" / "optin-fx").expanduser()
 
 
 def data(name: str) -> Path:

@@ -2,9 +2,7 @@
 
     from optin_fx.testing import zoo
 
-    entry = zoo.get("llama")
-    args, kwargs = entry.example()
-    program = optin_fx.trace(entry.model(), args, kwargs, entry.shapes())
+    program = zoo.get("llama").program()
 
 Nothing is downloaded: weights are random, and drawn so that every one of them matters (`randomise`). transformers, timm and
 torchvision are imported only when an entry of theirs is built.

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from optin_fx.program import Program, trace
+
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -49,6 +51,11 @@ class Entry:
     def shapes(self) -> Any:
         """`dynamic_shapes` for `torch.export`."""
         return self.dynamic() if self.dynamic is not None else None
+
+    def program(self, *, small: bool = True) -> Program:
+        """The model, traced."""
+        args, kwargs = self.example(small=small)
+        return trace(self.model(small=small), args, kwargs, self.shapes())
 
     def __repr__(self) -> str:
         return f"Entry({self.name})"
