@@ -16,7 +16,7 @@ MAY_IMPORT_PASSES = ("api.py", "pipeline.py", "cli", "passes", "__init__.py")
 HEAVY = {
     "onnx", "onnxscript", "onnx_ir", "onnxruntime", "onnxconverter_common", "openvino", "tensorrt", "tensorrt_rtx", "transformers",
     "timm", "matplotlib", "torchvision", "hypothesis", "pytest", "torch_pruning", "sentence_transformers", "tokenizers",
-    "torchao", "nncf", "executorch",
+    "torchao", "nncf", "executorch", "torch_tensorrt",
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Engines: a program made ready for ONNX Runtime, OpenVINO, TensorRT, TensorRT-RTX, inductor, or torch itself."""
 
-from optin_fx.lowering import aotinductor, eager, inductor, onnx, onnxruntime, openvino, tensorrt
+from optin_fx.lowering import aotinductor, eager, inductor, onnx, onnxruntime, openvino, tensorrt, torch_tensorrt
 from optin_fx.lowering.closeness import Closeness
 from optin_fx.lowering.engine import Engine
 from optin_fx.lowering.registry import Backend, Target, load_engine, lower, parse_target, register, targets
@@ -25,6 +25,7 @@ for _backend in (
     openvino.BACKEND,
     tensorrt.BACKEND,
     tensorrt.RTX_BACKEND,
+    torch_tensorrt.BACKEND,
     inductor.BACKEND,
     aotinductor.BACKEND,
     eager.BACKEND,

@@ -2,7 +2,8 @@
 
 With two dynamic dims the exporter computes the target of every Reshape at run time: Shape, Gather, Concat. Layers of one width share these
 nodes, and layers of different widths, which is what a pruner makes, cannot. Most of it needs no arithmetic at all: a Reshape
-copies a dim of its input where its target says 0, and finds one size by itself where it says -1. The exporter's transposed keys,
+copies a dim of its input where its target says 0, and finds one size by itself where it says -1. Where two sizes have to be computed, the
+width beside them need not be said: layers of all widths then share one target. The exporter's transposed keys,
 `Reshape(Transpose(Reshape(x)))`, are one Transpose, which engines fold into the product that reads it.
 """
 
@@ -19,26 +20,53 @@ def make_shapes_constant(model: Any) -> int:
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     before = len(model.graph)
+    shared: dict[Any, Any] = {}
     for node in list(model.graph):
-        if node.op_type == "Reshape" and node.domain == "" and not _as_transpose(model.graph, node) and not _dropped(model.graph, node):
-            _constant_target(model.graph, node)
+        if node.op_type != "Reshape" or node.domain != "":
+            continue
+        if not (_as_transpose(model.graph, node) or _dropped(model.graph, node) or _constant_target(model.graph, node)):
+            _shared_target(model.graph, node, shared)
     RemoveUnusedNodesPass()(model)
     return before - len(model.graph)
 
 
-def _constant_target(graph: Any, node: Any) -> None:
+def _constant_target(graph: Any, node: Any) -> bool:
     """Reshape(x, computed) -> Reshape(x, [0, 0, -1, 64]) where 0 and -1 say it all."""
     data, target = node.inputs
     wanted, given = _entries(target), _dims(data)
     if target.const_value is not None or wanted is None or given is None or None in given:
-        return
+        return False
     found: list[int] = []
     for index, entry in enumerate(wanted):
         copied = isinstance(entry, str) and index < len(given) and given[index] == entry
         found.append(0 if copied else entry if isinstance(entry, int) else -1)
     if found.count(-1) > 1 or 0 in [entry for entry in wanted if isinstance(entry, int)]:
+        return False
+    node.replace_input_with(1, _numbers(graph, found))
+    node.attributes.pop("allowzero", None)
+    return True
+
+
+def _shared_target(graph: Any, node: Any, shared: dict[Any, Any]) -> None:
+    """Reshape(x, Concat(batch, length, [64])) -> Reshape(x, Concat(batch, length, [-1])), one Concat for all widths."""
+    import onnx_ir as ir
+
+    target = node.inputs[1]
+    concat = target.producer()
+    if concat is None or concat.op_type != "Concat":
         return
-    _set_target(graph, node, data, found)
+    width = [entry for entry in _entries(target) or () if isinstance(entry, int)]
+    places = [index for index, value in enumerate(concat.inputs) if _entries(value) == width]
+    if len(width) != 1 or width[0] <= 0 or not places:
+        return
+    parts = tuple(_numbers(graph, [-1]) if index in places else value for index, value in enumerate(concat.inputs))
+    if parts not in shared:
+        new = ir.node("Concat", parts, attributes={"axis": 0}, name=f"{concat.name}_shared")
+        new.outputs[0].name, new.outputs[0].dtype, new.outputs[0].shape = f"{target.name}_shared", target.dtype, target.shape
+        graph.insert_before(node, new)
+        shared[parts] = new.outputs[0]
+    node.replace_input_with(1, shared[parts])
+    node.attributes.pop("allowzero", None)
 
 
 def _dropped(graph: Any, node: Any) -> bool:
@@ -78,17 +106,17 @@ def _as_transpose(graph: Any, node: Any) -> bool:
     return True
 
 
-def _set_target(graph: Any, node: Any, data: Any, target: Sequence[int]) -> None:
+def _numbers(graph: Any, entries: Sequence[int]) -> Any:
+    """An initializer with these sizes; one for all that want the same."""
     import numpy as np
     import onnx_ir as ir
 
-    name = "shape_" + "_".join(str(size).replace("-", "m") for size in target)
+    name = "shape_" + "_".join(str(size).replace("-", "m") for size in entries)
     value = graph.initializers.get(name)
     if value is None:
-        value = ir.val(name, const_value=ir.tensor(np.array(target, dtype=np.int64), name=name))
+        value = ir.val(name, const_value=ir.tensor(np.array(entries, dtype=np.int64), name=name))
         graph.register_initializer(value)
-    node.replace_input_with(1, value)
-    node.attributes.pop("allowzero", None)
+    return value
 
 
 def _dims(value: Any) -> list[Entry] | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from optin_fx.errors import LoweringError
+from optin_fx.errors import LoweringError, MissingExtra
 from optin_fx.lowering.check import agreement
 from optin_fx.lowering.closeness import TOLERANCE
 from optin_fx.lowering.engine import Engine
@@ -30,7 +30,11 @@ MODULES = {"tensorrt": ("tensorrt", "tensorrt-full"), "tensorrt-rtx": ("tensorrt
 
 
 class TensorRtEngine(Engine):
-    """A TensorRT plan. `plan` holds its bytes; `cannot_run` says why where it was built only."""
+    """A TensorRT plan. `plan` holds its bytes; `cannot_run` says why where it was built only.
+
+    Attributes:
+        runtime: `tensorrt` or `tensorrt-rtx`: which of the two runs the plan.
+    """
 
     suffix = ".engine"
 
@@ -39,6 +43,7 @@ class TensorRtEngine(Engine):
     ) -> None:
         super().__init__(target.text, signature, facts)
         self.plan, self._target, self._runtime_cache = plan, target, runtime_cache
+        self.runtime: str = self.facts["runtime"]
         self._opened: Session | None = None
         self.facts["executed"] = False
 
@@ -62,7 +67,7 @@ class TensorRtEngine(Engine):
     @property
     def _session(self) -> Session:
         if self._opened is None:
-            self._opened = Session(module_of(self._target.name), self.plan, self.signature, self._runtime_cache)
+            self._opened = Session(module_of(self.runtime), self.plan, self.signature, self._runtime_cache)
         return self._opened
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -70,8 +75,11 @@ class TensorRtEngine(Engine):
         return self._session.run(inputs)
 
     def layers(self) -> dict[str, int]:
-        """Layer type -> how many: of the engine, by its inspector; where that says nothing or cannot be asked here, of the network."""
-        found = engine_layers(module_of(self._target.name), self._session.engine) if self.cannot_run is None else {}
+        """Layer type -> how many: of the engine, by its inspector; where that says nothing or cannot be asked here, of the network.
+
+        Empty where neither is known (the inspector says nothing of an engine that Torch-TensorRT built).
+        """
+        found = engine_layers(module_of(self.runtime), self._session.engine) if self.cannot_run is None else {}
         return found or dict(self.facts["network_layers"])
 
     def refit(self, program: Program) -> None:
@@ -82,10 +90,12 @@ class TensorRtEngine(Engine):
         """
         if not self.facts["refittable"]:
             raise LoweringError(
-                "this engine's weights are fixed", so="it cannot be refitted", fix="build it with refittable=True on the GPU that it is for"
+                "this engine's weights are fixed",
+                so="it cannot be refitted",
+                fix=f"lower to {self.runtime} with refittable=True, on the GPU that it is for",
             )
         self.require_runnable()
-        trt = module_of(self._target.name)
+        trt = module_of(self.runtime)
         model = to_onnx(program, self.signature, precision=self._target.precision, opset=self.facts["opset"])
         log = make_log(trt)
         _, engine = opened(trt, self.plan, log)
@@ -123,9 +133,13 @@ def _checked_onnx(model: Any, program: Program, target: Target, signature: Signa
 
 
 def module_of(name: str) -> Any:
-    """The Python module of a target, or what to install."""
+    """The Python module that builds and runs engines of `tensorrt` or `tensorrt-rtx`, or what to install."""
     module, extra = MODULES[name]
-    return require(module, extra, needed_for=f"the target {name}")
+    found = require(module, extra, needed_for=f"the target {name}")
+    # once the Torch-TensorRT of TensorRT-RTX is imported, `tensorrt` is another name of `tensorrt_rtx`
+    if getattr(found, "_package_name", module) != module:
+        raise MissingExtra(module, extra, needed_for=f"the target {name}")
+    return found
 
 
 def gpu() -> str:
@@ -168,7 +182,7 @@ def _builder(name: str) -> Callable[..., Engine]:
         )
         onnx = onnx_facts(model)
         agrees = _checked_onnx(model, program, target, signature) if check_onnx else None
-        facts = {**plan.facts, "onnx_closeness": agrees, "onnx_nodes": onnx["nodes"], "opset": onnx["opset"]}
+        facts = {**plan.facts, "runtime": name, "onnx_closeness": agrees, "onnx_nodes": onnx["nodes"], "opset": onnx["opset"]}
         facts["weight_bytes"] = onnx["weight_bytes"]
         facts["versions"] = {**onnx["versions"], trt.__name__: trt.__version__}
         if name == "tensorrt":
@@ -178,29 +192,27 @@ def _builder(name: str) -> Callable[..., Engine]:
     return build
 
 
-def _loader(name: str) -> Callable[..., Engine]:
-    def load(path: Path, sidecar: Mapping[str, Any], target: Target, signature: Signature) -> Engine:
-        trt = module_of(name)
-        built = sidecar["facts"]["versions"].get(trt.__name__)
-        if built != trt.__version__:
-            raise LoweringError(
-                f"the engine was built by {trt.__name__} {built}, here is {trt.__version__}",
-                at=str(path),
-                so="TensorRT reads its own version's engines only",
-                fix="build it again from the program with this version",
-            )
-        kernels = cache_path(path)
-        runtime_cache = kernels.read_bytes() if kernels.name in sidecar["files"] else None
-        engine = TensorRtEngine(target, signature, path.read_bytes(), sidecar["facts"], runtime_cache)
-        if torch.cuda.is_available() and engine.cannot_run:
-            raise LoweringError(
-                f"the engine does not fit this GPU: {engine.cannot_run}",
-                at=str(path),
-                fix=f"build it again with capabilities=({gpu()!r},), or with the target tensorrt on this GPU",
-            )
-        return engine
-
-    return load
+def load(path: Path, sidecar: Mapping[str, Any], target: Target, signature: Signature) -> Engine:
+    """Read a saved engine; what built it is not needed."""
+    trt = module_of(sidecar["facts"]["runtime"])
+    built = sidecar["facts"]["versions"].get(trt.__name__)
+    if built != trt.__version__:
+        raise LoweringError(
+            f"the engine was built by {trt.__name__} {built}, here is {trt.__version__}",
+            at=str(path),
+            so="TensorRT reads its own version's engines only",
+            fix="build it again from the program with this version",
+        )
+    kernels = cache_path(path)
+    runtime_cache = kernels.read_bytes() if kernels.name in sidecar["files"] else None
+    engine = TensorRtEngine(target, signature, path.read_bytes(), sidecar["facts"], runtime_cache)
+    if torch.cuda.is_available() and engine.cannot_run:
+        raise LoweringError(
+            f"the engine does not fit this GPU: {engine.cannot_run}",
+            at=str(path),
+            fix=f"build it again with capabilities=({gpu()!r},), or with the target tensorrt on this GPU",
+        )
+    return engine
 
 
 def example_sizes(program: Program, signature: Signature) -> dict[str, int]:
@@ -211,12 +223,12 @@ def example_sizes(program: Program, signature: Signature) -> dict[str, int]:
     return sizes
 
 
-_PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 BACKEND = Backend(
     "tensorrt",
     _builder("tensorrt"),
-    _loader("tensorrt"),
-    precisions=_PRECISIONS,
+    load,
+    precisions=PRECISIONS,
     devices=("cuda",),
     packages=("tensorrt",),
     what="TensorRT, on the GPU that the engine is for",
@@ -224,8 +236,8 @@ BACKEND = Backend(
 RTX_BACKEND = Backend(
     "tensorrt-rtx",
     _builder("tensorrt-rtx"),
-    _loader("tensorrt-rtx"),
-    precisions=_PRECISIONS,
+    load,
+    precisions=PRECISIONS,
     devices=("cuda",),
     packages=("tensorrt_rtx",),
     what="TensorRT-RTX; builds without a GPU, for SM80, 86, 89, 120 and 121",

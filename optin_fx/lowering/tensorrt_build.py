@@ -19,8 +19,10 @@ from typing import Any
 
 from optin_fx.errors import LoweringError
 from optin_fx.lowering.engine import sha256
+from optin_fx.lowering.leaf import Leaf
 from optin_fx.lowering.onnx_model import write_onnx
 from optin_fx.lowering.signature import Signature
+from optin_fx.lowering.symbols import evaluated
 from optin_fx.lowering.tensorrt_cache import keep_timing_cache, use_timing_cache
 from optin_fx.lowering.tensorrt_layers import network_layers
 from optin_fx.source_lines import user_line
@@ -28,6 +30,9 @@ from optin_fx.source_lines import user_line
 # SM75 has no fp32 products in TensorRT-RTX; SM90 and SM100 are not offered by it at all: those need full TensorRT.
 CAPABILITIES = ("SM80", "SM86", "SM89", "SM120", "SM121")
 Profile = Mapping[str, tuple[int, int, int]]
+"""What the caller says: symbol -> (least, typical, most) size."""
+Sizes = Mapping[str, tuple[int, int, int]]
+"""The same for every symbol of a program."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,12 @@ def profile_of(signature: Signature, profile: Profile | None, example: Mapping[s
     return found
 
 
+def shapes_of(leaf: Leaf, sizes: Sizes) -> tuple[tuple[int, ...], ...]:
+    """The least, the typical and the largest shape of an input."""
+    cases = [{name: limits[which] for name, limits in sizes.items()} for which in range(3)]
+    return tuple(tuple(evaluated(size, case) for size in leaf.sizes) for case in cases)
+
+
 def mark_decomposable(trt: Any, network: Any) -> int:
     """Let every attention layer be taken apart where there is no fused kernel for it (there is none in fp32); returns how many."""
     kind = getattr(trt.LayerType, "ATTENTION_INPUT", None)
@@ -205,13 +216,12 @@ def _allow_refit(trt: Any, config: Any, chosen: Sequence[str]) -> None:
     config.set_flag(trt.BuilderFlag.REFIT)
 
 
-def _profile(builder: Any, network: Any, signature: Signature, sizes: Mapping[str, tuple[int, int, int]]) -> Any:
+def _profile(builder: Any, network: Any, signature: Signature, sizes: Sizes) -> Any:
     profile = builder.create_optimization_profile()
     present = {network.get_input(index).name for index in range(network.num_inputs)}
     for leaf in signature.tensor_inputs:
         if leaf.name in present and any(isinstance(size, str) for size in leaf.sizes):
-            shapes = [[sizes[size][which] if isinstance(size, str) else size for size in leaf.sizes] for which in range(3)]
-            profile.set_shape(leaf.name, *shapes)
+            profile.set_shape(leaf.name, *shapes_of(leaf, sizes))
     return profile
 
 

@@ -53,6 +53,26 @@ def test_widths_do_not_change_the_number_of_nodes() -> None:
     assert lowered(Attention(2, 2)).info()["ops"] == lowered(Attention(1, 3)).info()["ops"]
 
 
+def test_rows_that_were_flattened_come_back_by_one_target_for_all_widths() -> None:
+    class Flattened(nn.Module):
+        def __init__(self, *widths: int) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.ModuleList([nn.Linear(32, width), nn.Linear(width, 32)]) for width in widths)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for up, down in self.layers:
+                hidden = torch.addmm(up.bias, x.flatten(0, 1), up.weight.T).view(*x.shape[:2], -1)
+                x = x + down(hidden.tanh())
+            return x
+
+    model = Flattened(8, 5, 12).eval()
+    engine = lowered(model)
+    assert engine.info()["ops"] == lowered(Flattened(8, 8, 8)).info()["ops"]
+    assert engine.info()["ops"]["Concat"] == 1
+    x = torch.randn(3, 17, 32)
+    torch.testing.assert_close(engine(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 def test_a_target_that_neither_zero_nor_minus_one_can_say_stays() -> None:
     class Misread(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

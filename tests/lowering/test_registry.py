@@ -14,7 +14,7 @@ import optin_fx as ofx
 from optin_fx.errors import LoweringError, MissingExtra
 from optin_fx.lowering import Backend, Engine, Signature, Target, lower, parse_target, register, registry, targets
 
-NAMES = ["aotinductor", "eager", "inductor", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+NAMES = ["aotinductor", "eager", "inductor", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "torch-tensorrt"]
 
 
 def test_all_targets_are_listed() -> None:

@@ -223,7 +223,8 @@ def test_weights_are_fixed_unless_asked(dense: ofx.Program) -> None:
     with pytest.raises(LoweringError) as error:
         engine.refit(dense)
     assert str(error.value) == (
-        "this engine's weights are fixed\n  so  it cannot be refitted\n  fix build it with refittable=True on the GPU that it is for"
+        "this engine's weights are fixed\n  so  it cannot be refitted\n"
+        "  fix lower to tensorrt-rtx with refittable=True, on the GPU that it is for"
     )
 
 
