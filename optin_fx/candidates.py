@@ -15,6 +15,8 @@ from optin_fx.dims import Axis
 from optin_fx.finite import refuse_non_finite
 from optin_fx.groups import Group, group, leaf_names
 from optin_fx.interpreter import device_of
+from optin_fx.offload import store_of
+from optin_fx.products import packed_bytes
 from optin_fx.program import Program
 from optin_fx.suffix import Rerun, Suffix, can_subtract
 from optin_fx.trajectory import Reference, TrajectoryPass
@@ -46,7 +48,7 @@ def parts_of(program: Program, batches: Sequence[Batch], most: int) -> list[Part
     for number, batch in enumerate(batches):
         n, fits = rows(batch), rows(batch)
         if not has_fixed_rows(program):
-            fits = max(1, bytes_to_use(device_of(program)) // bytes_per_sample(program, batch))
+            fits = max(1, (bytes_to_use(device_of(program)) - bytes_of_copies(program)) // bytes_per_sample(program, batch))
         at_once = min(most, fits // n) if fits >= 2 * n and not has_fixed_rows(program) else 1
         found += [Part(number, take(batch, start, min(start + fits, n)), at_once) for start in range(0, n, min(fits, n))]
     return found
@@ -62,6 +64,12 @@ def bytes_per_sample(program: Program, batch: Batch) -> int:
     return max(1, (kept.bytes + 4 * largest) // rows(few))
 
 
+def bytes_of_copies(program: Program) -> int:
+    """Memory of a second copy of the weights, for speed; 0 where it would take more than a quarter of what there is, and is not made."""
+    copies = packed_bytes([tensor for tensor in program.tensors.values() if tensor.dim() == 2]) if store_of(program) is None else 0
+    return copies if copies <= bytes_to_use(device_of(program)) // 4 else 0
+
+
 class Candidates:
     """Losses of units over one part.
 
@@ -75,7 +83,10 @@ class Candidates:
         self.shares = options.shares(program)
         self.taps = [layer.node for layer in options.used_layers(program)]
         stacked = stack(part.batch, part.at_once)
-        self.dense = Suffix(program, stacked, self.taps, precision) if can_subtract(program) else Rerun(program, stacked, self.taps)
+        if can_subtract(program):
+            self.dense: Suffix | Rerun = Suffix(program, stacked, self.taps, precision, packed=bytes_of_copies(program) > 0)
+        else:
+            self.dense = Rerun(program, stacked, self.taps)
         refuse_non_finite(program, part.batch, self.dense.outputs, part.number)
         self.reference = Reference.of(options, program, stacked, part.number, self.dense.tapped, self.dense.outputs)
 

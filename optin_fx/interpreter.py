@@ -62,10 +62,9 @@ class Runner(fx.Interpreter):
     ) -> None:
         super().__init__(program.graph_module, garbage_collect_values=True)
         self.program, self.analysis = program, analyse(program)
-        self.gates, self.observe, self.wanted = dict(gates or {}), observe, frozenset(taps)
+        self.observe, self.wanted = observe, frozenset(taps)
+        self.use(gates or {})
         self.tapped: dict[str, torch.Tensor] = {}
-        names = leaf_names(self.analysis)
-        self.by_leaf = {leaf: self.gates[name] for leaf, name in names.items() if name in self.gates}
         self.table = readers_by_node(self.analysis)
         self.store = store_of(program)
 
@@ -111,22 +110,30 @@ class Runner(fx.Interpreter):
 
     def gated(self, consumer: Consumer, value: torch.Tensor) -> torch.Tensor:
         """The consumer's operand times its gates."""
+        gate = self.gate_of(consumer, value)
+        return value if gate is None else consumer.gated(value, gate)
+
+    def gate_of(self, consumer: Consumer, value: torch.Tensor) -> torch.Tensor | None:
+        """What the consumer's operand is multiplied with, with as many dims; None where no gate is."""
         axes = self.analysis.axes[self.analysis.applied[consumer.node].call.operands[consumer.operand].node.name]
         vector = spread(axes[consumer.dim], lambda leaf: self.by_leaf.get(leaf) if leaf in consumer.leaves else None)
         if vector is None:
-            return value
-        after = [1] * (value.dim() - consumer.dim - 1)
-        if vector.dim() == 1:
-            return consumer.gated(value, vector.to(value.dtype).reshape(-1, *after))
-        where = batch_dim(self.analysis, axes)
-        if where is None:  # nothing in this operand belongs to one sample
-            return consumer.gated(value, vector.mean(0).to(value.dtype).reshape(-1, *after))
-        dim, inner = where
-        if inner > 1:
-            vector = vector.repeat_interleave(inner, dim=0)
+            return None
         shape = [1] * value.dim()
-        shape[dim], shape[consumer.dim] = vector.shape[0], vector.shape[1]
-        return consumer.gated(value, vector.to(value.dtype).reshape(shape))
+        where = batch_dim(self.analysis, axes) if vector.dim() > 1 else None
+        if where is None:  # nothing in this operand belongs to one sample
+            vector = vector.mean(0, keepdim=True) if vector.dim() > 1 else vector.unsqueeze(0)
+        else:
+            dim, inner = where
+            vector = vector.repeat_interleave(inner, dim=0) if inner > 1 else vector
+            shape[dim] = vector.shape[0]
+        shape[consumer.dim] = vector.shape[1]
+        return vector.to(value.dtype).reshape(shape)
+
+    def use(self, gates: Mapping[str, torch.Tensor]) -> None:
+        """Run with these gates from now on."""
+        self.gates = dict(gates)
+        self.by_leaf = {leaf: self.gates[name] for leaf, name in leaf_names(self.analysis).items() if name in self.gates}
 
 
 def batch_dim(analysis: Analysis, axes: list[Axis]) -> tuple[int, int] | None:

@@ -39,8 +39,14 @@ BIAS = {"linear": 2, "conv1d": 2, "conv2d": 2, "conv3d": 2, "addmm": 0}
 
 JOINS = ("cat", "stack")
 """Sums in which an operand that does not change is zeros of its shape."""
-FRESH = ("gelu", "silu", "relu", "tanh", "sigmoid", "layer_norm", "softmax", "scaled_dot_product_attention", "batch_norm", "matmul", "bmm")
-"""Common ops whose result never shares memory with an operand."""
+FRESH = ("gelu", "silu", "relu", "tanh", "sigmoid", "hardtanh", "hardswish", "layer_norm", "softmax", "scaled_dot_product_attention",
+         "batch_norm", "matmul", "bmm")  # fmt: skip
+"""Common ops whose result never shares memory with an operand but one that they write into."""
+IN_PLACE: dict[object, OpOverload] = {
+    getattr(aten, name).default: getattr(aten, f"{name}_").default
+    for name in ("gelu", "silu", "relu", "tanh", "sigmoid", "hardtanh", "hardswish")
+}
+"""Ops of one tensor, with what computes the same in its memory."""
 
 
 def carries(node: fx.Node) -> Carries:

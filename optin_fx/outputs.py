@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.utils import _pytree as pytree
 
 from optin_fx.analysis import analyse
+from optin_fx.directions import Directions
 from optin_fx.program import Program
 
 
@@ -62,21 +63,13 @@ class OutputTerm:
             change = change - (p * change).sum(-1, keepdim=True)
             divergence = torch.log1p((p * (torch.expm1(change) - change)).sum(-1).clamp_min(0))
             return temperature**2 * divergence.reshape(len(divergence), -1).sum(1)
-        return 0.5 * change_of_direction(change, dense).square().sum(-1).reshape(len(dense), -1).mean(1)
+        return 0.5 * Directions.of(dense).change(change).square().sum(-1).reshape(len(dense), -1).mean(1)
 
 
 def divergence(terms: Sequence[OutputTerm], outputs: Sequence[Any], dense: Sequence[Any]) -> torch.Tensor:
     """How far a program's flat outputs are from the dense one's, summed over the outputs that count. Shape [batch], float64."""
     found = [term.divergence(outputs[term.index] - dense[term.index], dense[term.index]) for term in terms]
     return torch.stack(found).double().sum(0)
-
-
-def change_of_direction(change: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
-    """`(x + d) / |x + d| - x / |x|` along the last dim, without subtracting two nearly equal vectors."""
-    old = dense.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    new = (dense + change).norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    longer = ((2 * dense + change) * change).sum(-1, keepdim=True) / (old + new)
-    return (change - dense * (longer / old)) / new
 
 
 def output_terms(program: Program) -> tuple[OutputTerm, ...]:

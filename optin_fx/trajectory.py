@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 
 from optin_fx.data import Batch
+from optin_fx.directions import Directions
 from optin_fx.layers import Layer, chosen_layers, later_layers
 from optin_fx.masks import token_mask
-from optin_fx.outputs import OutputTerm, change_of_direction, output_terms
+from optin_fx.outputs import OutputTerm, output_terms
 from optin_fx.pipeline import ScorePass
 from optin_fx.program import Program
 
@@ -76,20 +76,57 @@ class TrajectoryPass(ScorePass):
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """A layer's dense rows that count, to compare changed ones with.
+
+    Attributes:
+        picked: which tokens; None: all.
+        count: of all tokens.
+        directions: of the picked rows, `[batch, tokens, features]`.
+        weight: one where a row counts and zero where it is padding, `[batch, tokens, 1]`; None: all count.
+    """
+
+    layer: Layer
+    picked: torch.Tensor | None
+    count: int
+    directions: Directions
+    weight: torch.Tensor | None
+
+    @classmethod
+    def of(cls, layer: Layer, value: torch.Tensor, picked: torch.Tensor | None, mask: torch.Tensor | None) -> Tokens:
+        """From a layer's dense output and the batch's mask of tokens."""
+        rows = layer.rows(value)
+        counts = mask.unsqueeze(-1).to(rows) if mask is not None and mask.shape == rows.shape[:2] and not bool(mask.all()) else None
+        if picked is not None:
+            rows, counts = rows[:, picked], None if counts is None else counts[:, picked]
+        return cls(layer, picked, layer.rows(value).shape[1], Directions.of(rows), counts)
+
+    def distance(self, change: torch.Tensor) -> torch.Tensor:
+        """`|M - M'|_F^2 / T^2`, `[batch]`: with rows f and their change e, `M' - M = (f + e/2) e^T + e (f + e/2)^T`."""
+        moved = self.layer.rows(change)
+        e = self.directions.change(moved if self.picked is None else moved[:, self.picked])
+        if self.weight is not None:
+            e = e.mul_(self.weight)  # a row of e that is zero leaves nothing of its f
+        if self.count == 1:
+            return e.square().sum((1, 2))
+        half = torch.add(self.directions.units, e, alpha=0.5) @ e.mT
+        if self.weight is not None:
+            half = half * self.weight
+        return (half + half.mT).square().mean((1, 2))
+
+
+@dataclass(frozen=True)
 class Reference:
     """A dense run's features and outputs, to compare changes with.
 
     Attributes:
-        picks: by layer's node, the tokens that count.
+        tokens: by layer's node.
     """
 
     options: TrajectoryPass
-    layers: tuple[Layer, ...]
     terms: tuple[OutputTerm, ...]
-    tapped: Mapping[str, torch.Tensor]
+    tokens: Mapping[str, Tokens]
     outputs: Sequence[torch.Tensor]
-    picks: Mapping[str, torch.Tensor | None]
-    mask: torch.Tensor | None
 
     @classmethod
     def of(
@@ -102,37 +139,25 @@ class Reference:
         outputs: Sequence[torch.Tensor],
     ) -> Reference:
         """From the results of a dense run of batch `number`."""
-        layers = options.used_layers(program)
-        picks = {layer.node: options.picked(layer, tapped[layer.node], number) for layer in layers}
-        return cls(options, layers, output_terms(program), tapped, outputs, picks, token_mask(program, batch))
+        mask, found = token_mask(program, batch), {}
+        for layer in options.used_layers(program):
+            value = tapped[layer.node]
+            found[layer.node] = Tokens.of(layer, value, options.picked(layer, value, number), mask)
+        return cls(options, output_terms(program), found, outputs)
 
     @property
     def device(self) -> torch.device:
         """Where the run was."""
-        return next((t.device for t in (*self.tapped.values(), *self.outputs) if isinstance(t, torch.Tensor)), torch.device("cpu"))
+        rows = (tokens.directions.units for tokens in self.tokens.values())
+        return next((t.device for t in (*rows, *self.outputs) if isinstance(t, torch.Tensor)), torch.device("cpu"))
 
     def loss(self, changed: Mapping[str, torch.Tensor], outputs: Mapping[int, torch.Tensor], share: float) -> torch.Tensor:
         """L of every sample, `[batch]`, from the changes at layers and outputs; what is left out did not change."""
         total = torch.zeros((), device=self.device)
-        for layer in self.layers:
-            if layer.node in changed:
-                total = total + share * self._distance(layer, changed[layer.node])
+        for node, tokens in self.tokens.items():
+            if node in changed:
+                total = total + share * tokens.distance(changed[node])
         for term in self.terms:
             if term.index in outputs and self.options.lam:
                 total = total + self.options.lam * term.divergence(outputs[term.index], self.outputs[term.index], self.options.temperature)
         return total
-
-    def _distance(self, layer: Layer, change: torch.Tensor) -> torch.Tensor:
-        """`|M - M'|_F^2 / T^2`: with rows f and their change e, `M' - M = (f + e/2) e^T + e (f + e/2)^T`."""
-        rows, moved = layer.rows(self.tapped[layer.node]), layer.rows(change)
-        features, e = F.normalize(rows, dim=-1), change_of_direction(moved, rows)
-        if self.mask is not None and self.mask.shape == rows.shape[:2]:
-            e = e * self.mask.unsqueeze(-1).to(e)
-            features = features * self.mask.unsqueeze(-1).to(e)
-        pick = self.picks[layer.node]
-        if pick is not None:
-            features, e = features[:, pick], e[:, pick]
-        if rows.shape[1] == 1:
-            return e.square().sum((1, 2))
-        half = (features + 0.5 * e) @ e.mT
-        return (half + half.mT).square().mean((1, 2))

@@ -69,7 +69,7 @@ def naive_unit(program: ofx.Program, candidates: Candidates, name: str, extent: 
         runner = Runner(program, gates={name: gate}, taps=tuple(candidates.taps))
         with torch.no_grad():
             outputs = runner(candidates.part.batch)
-            moved = {node: runner.tapped[node] - candidates.reference.tapped[node] for node in candidates.taps}
+            moved = {node: runner.tapped[node] - candidates.dense.tapped[node] for node in candidates.taps}
             candidates.reference.loss(moved, {0: outputs[0] - candidates.reference.outputs[0]}, 1.0)
 
     return seconds(run)
