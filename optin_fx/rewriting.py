@@ -267,6 +267,10 @@ def _written(nodes: dict[str, fx.Node], node: fx.Node, value: Any) -> Any:
 
 
 def _times(graph: fx.Graph, size: fx.Node, by: Scaled) -> fx.Node:
+    numbers = [arg for arg in size.args if isinstance(arg, int)] if size.target is operator.mul else []
+    if len(numbers) == 1 and numbers[0] % by.over == 0:  # 3 heads times the batch, of which 2 heads stay: 2 times the batch
+        fewer = numbers[0] // by.over * by.times
+        return graph.call_function(operator.mul, tuple(fewer if isinstance(arg, int) else arg for arg in size.args))
     size = graph.call_function(operator.mul, (size, by.times)) if by.times != 1 else size
     return graph.call_function(operator.floordiv, (size, by.over)) if by.over != 1 else size
 

@@ -1,96 +1,48 @@
-"""Where the time goes, by operator: the dense program and a smaller one in ONNX Runtime's own profiler, run in turns.
+"""Where the time goes, by operator: the dense program and a smaller one in the engine's own profiler, run in turns.
 
-    python tools/profile_latency.py deit-s bert-base --share 50 --batch 8 --write
+    python tools/profile_latency.py deit-s:8:70 bert-base efficientnet-b0:1 --targets onnxruntime:cpu aotinductor --write
 
-What did not shrink is what keeps a speed-up below the saved FLOPs: operators whose work does not depend on the widths that were cut. The
-profiler slows small operators down; latencies are `bench_latency`'s business.
+What did not shrink is what keeps a speed-up below the saved FLOPs: operators whose work does not depend on the widths that were cut.
+Profilers slow small operators down; latencies are `bench_latency`'s business.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import onnxruntime as ort
 import torch
 from latency.cells import DENSE, Candidates
 from latency.models import MODELS
-from torch.utils import _pytree as pytree
-
-import optin_fx as ofx
-from optin_fx.lowering.onnxruntime import OnnxRuntimeEngine
+from latency.profilers import PROFILERS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "latency-profile.md"
-TITLE = (
-    "# Latency by operator\n\nMade by `python tools/profile_latency.py MODELS --share 50 --batch 8 --write`: ONNX Runtime's profiler, one "
-    "thread, medians over runs in turns, random weights. Operators below 1 % of the dense time are summed up.\n"
-)
+MARK = "<!-- tables -->\n"
 
 
-def main() -> None:
-    """Profile each model and print, or write, a table for each."""
-    options = parse()
+def main(arguments: list[str] | None = None) -> None:
+    """Profile each model in each engine and print, or write, a table for each."""
+    options = parse(arguments)
     torch.set_num_threads(1)
-    parts = [TITLE]
-    for name in options.models:
-        parts.append(f"\n## {name}, batch {options.batch}\n\n{table(profiles(name, options), options.share)}")
-        print(parts[-1], flush=True)
+    parts = []
+    for name, batch, share in options.models:
+        candidates = Candidates.of(MODELS[name].program(), (share,), options.align)
+        small = next(label for label in candidates.programs if label != DENSE)
+        dense_cost, cost = candidates.costs[DENSE], candidates.costs[small]
+        kept = f"Kept: {cost.flops / dense_cost.flops:.0%} of the FLOPs, {cost.params / dense_cost.params:.0%} of the parameters."
+        for target in options.targets:
+            found = PROFILERS[target](candidates.programs, batch, options.runs)
+            parts.append(f"\n### {name}, {target}, batch {batch}\n\n{kept}\n\n{table(found[DENSE], found[small], small)}")
+            print(parts[-1], flush=True)
     if options.write:
-        PAGE.write_text("".join(parts))
+        PAGE.write_text(PAGE.read_text().partition(MARK)[0] + MARK + "".join(parts))
 
 
-def profiles(name: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """By program and operator, milliseconds per run."""
-    programs = Candidates.of(MODELS[name].program(), (options.share,), options.align).programs
-    with tempfile.TemporaryDirectory() as folder:
-        sessions = {label: _session(program, Path(folder) / str(i)) for i, (label, program) in enumerate(programs.items())}
-        dense = programs[DENSE]
-        leaves = pytree.tree_leaves((dense.args, dense.kwargs))
-        feeds = [_rows(leaf, options.batch).numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        for _ in range(options.runs):
-            for session in sessions.values():
-                session.run(None, dict(zip((i.name for i in session.get_inputs()), feeds, strict=True)))
-        return {label: _by_operator(Path(session.end_profiling()), options.runs) for label, session in sessions.items()}
-
-
-def _session(program: ofx.Program, prefix: Path) -> Any:
-    """A profiling session with the settings that the target `onnxruntime:cpu` has."""
-    engine = ofx.lower(program, "onnxruntime:cpu")
-    assert isinstance(engine, OnnxRuntimeEngine)
-    path, settings = engine.save(prefix.with_suffix(".onnx")), engine.session.settings
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = settings["threads"], 1
-    options.enable_profiling, options.profile_file_prefix = True, str(prefix)
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=settings["fusions_off"])
-
-
-def _rows(leaf: torch.Tensor, batch: int) -> torch.Tensor:
-    return torch.cat([leaf] * -(-batch // len(leaf)))[:batch]
-
-
-def _by_operator(trace: Path, runs: int) -> dict[str, float]:
-    """Milliseconds per run by operator: of every node the median over runs, so that other work on the machine hardly counts."""
-    times: dict[tuple[str, str], list[float]] = {}
-    for event in json.loads(trace.read_text()):
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            times.setdefault((event["args"]["op_name"], event["name"]), []).append(event["dur"] / 1e3)
-    found: Counter[str] = Counter()
-    for (operator, _), values in times.items():
-        found[operator] += sorted(values)[len(values) // 2] * len(values) / runs
-    return dict(found)
-
-
-def table(found: dict[str, dict[str, float]], share: int) -> str:
-    """Rows by operator, the slowest first."""
-    small = next(values for label, values in found.items() if label != DENSE)
-    dense, rest = found[DENSE], [0.0, 0.0]
+def table(dense: dict[str, float], small: dict[str, float], label: str) -> str:
+    """Rows by operator, the slowest first; milliseconds per run."""
+    rest = [0.0, 0.0]
     total, left = sum(dense.values()), sum(small.values())
-    lines = [f"| operator | dense ms | {share} % ms | left | share of the dense time |", "| - | -: | -: | -: | -: |"]
+    lines = [f"| operator | dense ms | {label} ms | left | share of the dense time |", "| - | -: | -: | -: | -: |"]
     for operator in sorted({*dense, *small}, key=lambda name: -dense.get(name, 0.0)):
         before, after = dense.get(operator, 0.0), small.get(operator, 0.0)
         if before < 0.01 * total:
@@ -102,16 +54,24 @@ def table(found: dict[str, dict[str, float]], share: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def parse() -> argparse.Namespace:
+def case(text: str) -> tuple[str, int, int]:
+    """`deit-s:8:70` -> `("deit-s", 8, 70)`: batch 8 and 50 % of the FLOPs unless told otherwise."""
+    name, *numbers = text.split(":")
+    if name not in MODELS or len(numbers) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not MODEL[:BATCH[:PERCENT]] with a model of {', '.join(sorted(MODELS))}")
+    batch, share = (*map(int, numbers), *(8, 50)[len(numbers) :])
+    return name, batch, share
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", choices=sorted(MODELS))
-    parser.add_argument("--share", type=int, default=50, help="percent of the FLOPs to keep")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("models", nargs="+", type=case, metavar="MODEL[:BATCH[:PERCENT]]", help=", ".join(sorted(MODELS)))
+    parser.add_argument("--targets", nargs="+", choices=sorted(PROFILERS), default=["onnxruntime:cpu"])
     parser.add_argument("--align", type=int, default=16)
     parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
-    return parser.parse_args()
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.name}, below its text")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
