@@ -22,17 +22,17 @@ import torch
 
 @dataclass
 class Elimination:
-    """One consumer on the way.
+    """One consumer on the way. Losses see the weight through `W^T G W` alone, which has no more rows than there are candidates.
 
     Attributes:
-        weight: `[outputs, columns]`, scaled by the square roots of the outputs' weights, with what went folded in.
+        gram: `W^T G W`, with what went folded in, `[columns, columns]`.
         inverse: inverse of the damped covariance of the columns that are left, zero elsewhere, `[columns, columns]`.
         columns: the columns of every unit, `[units, columns per unit]`.
         damping: what was added to the covariance's diagonal.
         rows: how many rows the covariance was estimated from.
     """
 
-    weight: torch.Tensor
+    gram: torch.Tensor
     inverse: torch.Tensor
     columns: torch.Tensor
     damping: float = 0.0
@@ -43,13 +43,15 @@ class Elimination:
         """Start with every unit there.
 
         Args:
+            weight: `[outputs, columns]`, scaled by the square roots of the outputs' weights.
             ridge: damping, as a share of the mean variance of the columns.
             rows: see above.
         """
         damping = max(ridge * float(covariance.diagonal().mean()), 1e-12)
         damped = covariance.clone()
         damped.diagonal().add_(damping)
-        return cls(weight.double().clone(), torch.cholesky_inverse(torch.linalg.cholesky(damped)), columns, damping, rows)
+        exact = weight.double()
+        return cls(exact.T @ exact, torch.cholesky_inverse(torch.linalg.cholesky(damped)), columns, damping, rows)
 
     @property
     def optimism(self) -> float:
@@ -61,23 +63,25 @@ class Elimination:
         return self.rows / max(self.rows - freedom, 1.0)
 
     def losses(self, units: torch.Tensor) -> torch.Tensor:
-        """What removing each of some units alone would add, `[len(units)]`."""
+        """What removing each of some units alone would add, `[len(units)]`: `tr([(C^-1)_uu]^-1 (W^T G W)_uu)`."""
         columns = self.columns[units]
-        blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
-        parts = self.weight[:, columns].movedim(0, 1)  # [units, outputs, columns per unit]
         if columns.shape[1] == 1:
-            return self.optimism * parts.square().sum((1, 2)) / blocks[:, 0, 0]
-        return self.optimism * (torch.linalg.solve(blocks, parts.transpose(1, 2)) * parts.transpose(1, 2)).sum((1, 2))
+            return self.optimism * self.gram.diagonal()[columns[:, 0]] / self.inverse.diagonal()[columns[:, 0]]
+        blocks, own = (m[columns[:, :, None], columns[:, None, :]] for m in (self.inverse, self.gram))
+        return self.optimism * torch.linalg.solve(blocks, own).diagonal(dim1=1, dim2=2).sum(1)
 
     def remove(self, units: torch.Tensor) -> None:
-        """Take units out and fold them into what stays."""
+        """Take units out and fold them into what stays: `W <- W - W_P S`, `C^-1 <- C^-1 - (C^-1)_{:P} S`, `S = [(C^-1)_PP]^-1 (C^-1)_P`."""
         gone = self.columns[units].flatten()
-        share = torch.linalg.solve(self.inverse[gone][:, gone], self.inverse[gone])
-        self.weight -= self.weight[:, gone] @ share
-        self.inverse -= self.inverse[:, gone] @ share
-        self.weight[:, gone] = 0.0
-        self.inverse[gone] = 0.0
-        self.inverse[:, gone] = 0.0
+        read = self.inverse[gone]
+        share = read / read[:, gone] if len(gone) == 1 else torch.linalg.solve(read[:, gone], read)
+        own = self.gram[gone]
+        half = torch.addmm(own, own[:, gone], share, alpha=-0.5)  # (W - W_P S)^T (W - W_P S) = W^T W - S^T half - half^T S
+        self.gram.addmm_(share.T, half, alpha=-1.0).addmm_(half.T, share, alpha=-1.0)
+        self.inverse.addmm_(read.T, share, alpha=-1.0)
+        for matrix in (self.gram, self.inverse):
+            matrix[gone] = 0.0
+            matrix[:, gone] = 0.0
 
     def compacted(self, alive: torch.Tensor) -> Elimination:
         """The same without the columns of units that are gone; units keep their numbers."""
@@ -85,13 +89,13 @@ class Elimination:
         keep[self.columns.flatten()] = False
         keep[self.columns[alive].flatten()] = True
         position = keep.cumsum(0) - 1
-        return Elimination(self.weight[:, keep], self.inverse[keep][:, keep], position[self.columns], self.damping, self.rows)
+        return Elimination(self.gram[keep][:, keep], self.inverse[keep][:, keep], position[self.columns], self.damping, self.rows)
 
     def among(self, units: torch.Tensor) -> Elimination:
         """The same for some units alone, which are numbered anew; exact as long as only they are removed."""
         own = self.columns[units].flatten()
         columns = torch.arange(len(own)).reshape(len(units), -1)
-        return Elimination(self.optimism**0.5 * self.weight[:, own], self.inverse[own][:, own].clone(), columns)
+        return Elimination(self.optimism * self.gram[own][:, own], self.inverse[own][:, own], columns)
 
 
 def removal_order(consumers: Sequence[Elimination], units: int, chunk: int) -> tuple[list[int], list[float]]:

@@ -114,6 +114,10 @@ class ScorePass(Pass):
         """Scores of every prunable group, `[extent]` each, higher = keep."""
         raise TypeError(f"{type(self).__name__} does not say how it scores: define score()")
 
+    def score_after(self, program: Program, batches: Sequence[Batch], earlier: Scores | None) -> dict[str, torch.Tensor]:
+        """Like `score`, for a criterion that can build on scores that are there already; by default they are left alone."""
+        return self.score(program, batches)
+
     def apply(self, state: State) -> State:
         """Score the program of a state."""
         from optin_fx.annotation import annotate
@@ -127,7 +131,7 @@ class ScorePass(Pass):
         facts = facts_of(state.program, batches, self)
         program, moved = placed(state.program, batches)
         with running(self.name(), facts):
-            found = self.score(program, moved)
+            found = self.score_after(program, moved, state.scores)
         scores = self._scores(state.program, found, {"batches": len(batches), **facts})
         annotate(state.program, scores)
         return replace(state, scores=scores)

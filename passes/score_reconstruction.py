@@ -21,6 +21,7 @@ from optin_fx.pipeline import ScorePass, find_criterion
 from optin_fx.program import Program
 from optin_fx.refittable import Layer, layer_of
 from optin_fx.rows import chosen_rows
+from optin_fx.scores import Scores
 from optin_fx.sensitivity import Sensitivity, sensitivities
 from optin_fx.units import unit_of_position
 
@@ -67,7 +68,11 @@ class ScoreReconstruction(ScorePass):
 
     def score(self, program: Program, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
         """Marginal losses along each group's removal order."""
-        found = self._within(program, batches)
+        return self.score_after(program, batches, None)
+
+    def score_after(self, program: Program, batches: Sequence[Batch], earlier: Scores | None) -> dict[str, torch.Tensor]:
+        """The same; where the earlier scores are those of `within`, they are taken as they are."""
+        found = self._within(program, batches, earlier)
         with torch.no_grad():
             layers = _layers(program)
             features = {node: layer.output_dim(layer.node.meta["val"].dim()) for node, (_, layer) in layers.items()}
@@ -88,10 +93,12 @@ class ScoreReconstruction(ScorePass):
                     found[g.name] = scale * scores_of_curve(order, added)
         return found
 
-    def _within(self, program: Program, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
+    def _within(self, program: Program, batches: Sequence[Batch], earlier: Scores | None) -> dict[str, torch.Tensor]:
         if not self.within:
             return {g.name: torch.zeros(g.extent, dtype=torch.float64) for g in group(program).free}
         step = find_criterion(self.within, self.name())
+        if earlier is not None and (earlier.method, earlier.fingerprint) == (str(step), group(program).fingerprint):
+            return {name: value.clone() for name, value in earlier.values.items()}
         return {name: v.double().cpu() for name, v in step.score(program, batches).items() if not name.startswith("extra/")}
 
     def _moments(
