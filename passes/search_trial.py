@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
 from torch import fx
 
-from optin_fx.data import batches_of, parted, rows
+from optin_fx.annotation import annotate
+from optin_fx.data import Batch, batches_of, parted, rows
 from optin_fx.errors import PipelineError
 from optin_fx.interpreter import Runner, flat_inputs
 from optin_fx.outputs import divergence, output_terms
 from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct
 from optin_fx.passes.search_rank import SearchRank
-from optin_fx.pipeline import State, find_pass
+from optin_fx.pipeline import ScorePass, State, find_criterion, find_pass
 from optin_fx.plan import Plan
+from optin_fx.program import Program
 from optin_fx.reconstruction import reconstruct
 from optin_fx.space import BudgetedSearch
+
+_TRY = re.compile(r"\s*([\w-]+(?:\{[^}]*\})?)\s*:(.*)")
+"""A criterion with or without options, and what comes after the colon."""
 
 
 @dataclass(frozen=True)
 class SearchTrial(BudgetedSearch):
-    """`search-rank` with several options; each plan is compensated, and the one that comes closest to the dense outputs is kept.
+    """`search-rank` with several options and criteria: each plan is compensated, and what comes closest to the dense outputs is kept.
 
     How much a loss early in a network counts depends on how much of it the refits behind can make up for, and what single scores
     miss of joint losses depends on the network, too. No rule was best on every task (docs/plans.md), but which one is can be seen without
     labels: every plan is sliced and refitted on a part of the calibration data, and the outputs are compared with the dense program's on
-    the rest (`optin_fx.outputs`: KL of logits, change of direction of features). The first way stays unless another is surely better:
-    noise should not decide, and calibration data that is less varied than what the model will see (views of a few photographs) hides
-    differences. Cost: a compensation on `samples` for each distinct plan.
+    the rest. The first way stays unless another is surely better: noise should not decide, and calibration data that is less varied than
+    what the model will see (views of a few photographs) hides differences. Cost: a compensation on `samples` for each distinct plan,
+    and for each criterion a scoring of these samples.
+
+    Compared are means of the square root of a sample's divergence (`optin_fx.outputs`: KL of logits, change of direction of features).
+    Near the dense outputs divergences are squares of what moved; some samples near a decision move a thousand times more than the
+    others, and would alone decide between means of the squares.
 
     Attributes:
-        tries: options of `search-rank`, one text for each try; "" for the defaults.
+        tries: one text for each try, `options` of `search-rank` for the scores at hand ("" for its defaults), or `criterion: options` for
+            another criterion's, scored on the part that is compensated on.
         sure: by how many standard errors of the paired difference a later try must be better than the first.
         compensate: the `rewrite-reconstruct` to try with.
         samples: the tries are compensated on so many samples (whole batches), at most half of all; the others compare them.
@@ -59,45 +70,70 @@ class SearchTrial(BudgetedSearch):
         Raises:
             BudgetError: see `BudgetedSearch`.
             DataError: the data does not fit.
+            PipelineError: a try names no criterion or option that there is.
         """
         compensation = find_pass(self.compensate, "rewrite")
         if not isinstance(compensation, RewriteReconstruct):
             raise PipelineError(f"{self.compensate!r} does not compensate", at="search-trial, option compensate", fix="rewrite-reconstruct")
-        plans: dict[str, Plan] = {}
-        for text in self.tries:
-            plan = self._searching(text).apply(state).plan
-            assert plan is not None
-            if not any(plan.kept == other.kept for other in plans.values()):
-                plans[text] = plan
-        losses = self._losses(state, plans, compensation) if len(plans) > 1 else {}
-        best = chosen(losses, self.sure) if losses else self.tries[0]
-        means = {text or "defaults": float(loss.mean()) for text, loss in losses.items()}
-        facts = {**plans[best].provenance, "search": str(self), "tries": means, "tried": best or "defaults"}
+        batches = batches_of(state.program, state.data, needed_for=self.name())
+        seen, unseen = parted(state.program, batches, min(self.samples, sum(map(rows, batches)) // 2))
+        plans = self._plans(state, seen)
+        losses = self._losses(state.program, plans, compensation, seen, unseen) if len(plans) > 1 else {}
+        best = chosen(losses, self.sure) if losses else next(iter(plans))
+        facts = {
+            **plans[best].provenance,
+            "search": str(self),
+            "tries": {name: float(loss.mean()) for name, loss in losses.items()},
+            "tried": best,
+        }
         return replace(state, plan=replace(plans[best], provenance=facts))
 
-    def _losses(self, state: State, plans: Mapping[str, Plan], compensation: RewriteReconstruct) -> dict[str, torch.Tensor]:
-        """Divergence of each sample's outputs after compensation on other samples, `[samples]` float64."""
-        program, terms = state.program, output_terms(state.program)
-        batches = batches_of(program, state.data, needed_for=self.name())
-        seen, unseen = parted(program, batches, min(self.samples, sum(map(rows, batches)) // 2))
+    def _plans(self, state: State, seen: Sequence[Batch]) -> dict[str, Plan]:
+        """The distinct plans by the names of the tries that came to them first."""
+        steps = [self._parsed(text) for text in self.tries]
+        scored: dict[ScorePass | None, State] = {None: state}
+        plans: dict[str, Plan] = {}
+        for text, (criterion, searching) in zip(self.tries, steps, strict=True):
+            if criterion is not None and criterion not in scored:
+                scored[criterion] = criterion.apply(replace(state, data=seen))
+            plan = searching.apply(scored[criterion]).plan
+            assert plan is not None
+            if not any(plan.kept == other.kept for other in plans.values()):
+                plans[text or "defaults"] = plan
+        if len(scored) > 1 and state.scores is not None:
+            annotate(state.program, state.scores)  # other criteria have left theirs on the nodes
+        return plans
+
+    def _losses(
+        self,
+        program: Program,
+        plans: Mapping[str, Plan],
+        compensation: RewriteReconstruct,
+        seen: Sequence[Batch],
+        unseen: Sequence[Batch],
+    ) -> dict[str, torch.Tensor]:
+        """Root of the divergence of each unseen sample's outputs after compensation on the seen ones, `[samples]` float64."""
+        terms = output_terms(program)
         with torch.no_grad():
             dense = [Runner(program)(batch) for batch in unseen]
         losses = {}
-        for text, plan in plans.items():
+        for name, plan in plans.items():
             small, _ = reconstruct(program, plan, seen, compensation)
             with torch.no_grad():
                 found = [
                     divergence(terms, fx.Interpreter(small).run(*flat_inputs(program, batch), enable_io_processing=False), before).cpu()
                     for batch, before in zip(unseen, dense, strict=True)
                 ]
-            losses[text] = torch.cat(found).nan_to_num(nan=1e30, posinf=1e30)
+            losses[name] = torch.cat(found).nan_to_num(nan=1e30, posinf=1e30).clamp_min(0.0).sqrt()
         return losses
 
-    def _searching(self, text: str) -> SearchRank:
+    def _parsed(self, text: str) -> tuple[ScorePass | None, SearchRank]:
+        """The criterion of a try, None for the scores at hand, and its search."""
+        criterion, options = found.groups() if (found := _TRY.fullmatch(text)) else (None, text)
         own = {option.name: getattr(self, option.name) for option in fields(BudgetedSearch)}
-        step = find_pass(f"search-rank{{{text}}}", "search", **own)
+        step = find_pass(f"search-rank{{{options}}}", "search", **own)
         assert isinstance(step, SearchRank)
-        return step
+        return None if criterion is None else find_criterion(criterion, self.name()), step
 
 
 def chosen(losses: Mapping[str, torch.Tensor], sure: float) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import optin_fx as ofx
+from optin_fx.annotation import annotated_scores
 from optin_fx.data import batches_of, parted
 from optin_fx.errors import PipelineError
 from optin_fx.passes.search_trial import chosen
@@ -51,6 +52,33 @@ def test_the_try_of_least_divergence_is_kept(state: State) -> None:
     assert own is not None
     assert plan.kept == own.kept
     assert ofx.cost(ofx.rewrite(state.program, plan)).flops <= 0.4 * ofx.cost(state.program).flops
+
+
+def test_other_criteria_are_scored_on_the_part_that_is_compensated_on(state: State) -> None:
+    tries = ("discount=1", "magnitude:", "wanda{normalise=mean}: balance=0.5")
+    step = find_pass("trial", "search", budget="flops <= 40%", tries=tries, sure=0.0, samples=64)
+    seen, _ = parted(state.program, state.data, 64)
+    plan = step.apply(state).plan
+    carried = annotated_scores(state.program)
+    assert plan is not None
+    assert carried is not None
+    assert state.scores is not None
+    assert carried.method == state.scores.method
+    assert set(plan.provenance["tries"]) == set(tries)
+    best = min(plan.provenance["tries"], key=plan.provenance["tries"].get)
+    scores = {
+        tries[0]: state.scores,
+        tries[1]: ofx.score(state.program, "magnitude"),
+        tries[2]: ofx.score(state.program, "wanda", seen, normalise="mean"),
+    }
+    options = {tries[0]: {"discount": 1.0}, tries[1]: {}, tries[2]: {"balance": 0.5}}
+    assert plan.kept == ofx.search(state.program, scores[best], "flops <= 40%", **options[best]).kept
+
+
+@pytest.mark.parametrize("text", ["unheard: balance=0.5", "magnitude: unheard=1", "search-rank: balance=0.5"])
+def test_a_try_that_names_nothing_is_refused(state: State, text: str) -> None:
+    with pytest.raises(PipelineError):
+        find_pass("trial", "search", budget="flops <= 50%", tries=("", text)).apply(state)
 
 
 def test_options_of_the_search_hold_in_every_try(state: State) -> None:
