@@ -44,7 +44,7 @@ def name_symbols(inputs: Mapping[str, Any], dim_names: Mapping[str, Mapping[int,
 
 def sizes_of(tensor: torch.Tensor, symbols: Mapping[str, str]) -> tuple[Size, ...]:
     """Sizes of a fake tensor with symbols renamed; a derived size stays an expression (`2*batch`)."""
-    return tuple(size if isinstance(size, int) else renamed(str(size), symbols) for size in tensor.shape)
+    return tuple(int(size) if str(size).isdigit() else renamed(str(size), symbols) for size in tensor.shape)  # a SymInt may be a number
 
 
 def renamed(expression: str, symbols: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 import optin_fx as ofx
 from optin_fx.errors import LoweringError
 from optin_fx.lowering import Signature
+from optin_fx.testing import zoo
 
 
 def test_names_sizes_and_bounds(structured: ofx.Program) -> None:
@@ -145,3 +146,11 @@ def test_wrong_calls_say_what_is_wrong(structured: ofx.Program, args: Any, kwarg
     with pytest.raises(LoweringError) as error:
         Signature.of(structured).flatten(args, kwargs)
     assert str(error.value) == text
+
+
+def test_sizes_that_a_pruned_program_has_in_numbers_are_numbers() -> None:
+    pytest.importorskip("transformers")
+    dense = zoo.get("gpt2").program()
+    small = ofx.rewrite(dense, ofx.random_plan(dense, keep=0.5, seed=1))
+    caches = [leaf for leaf in Signature.of(small).tensor_outputs if leaf.name.startswith("past_key_values")]
+    assert [[type(size) for size in leaf.sizes] for leaf in caches] == [[str, int, str, int]] * 4
