@@ -14,7 +14,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from optin_fx.errors import LoweringError
-from optin_fx.lowering.eager import on_device, require_device, tf32
+from optin_fx.lowering.eager import on_device, require_hardware, tf32
 from optin_fx.lowering.engine import Engine
 from optin_fx.lowering.inductor import require_compiler
 from optin_fx.lowering.precision import in_precision
@@ -58,7 +58,7 @@ def build(program: Program, target: Target, signature: Signature, *, freezing: b
     Args:
         freezing: treat weights as constants, so that they are packed once; without it a CPU package is slower than eager.
     """
-    require_device(target.device)
+    require_hardware(target)
     require_compiler(target)
     precise = on_device(in_precision(program, target.precision), target.device)
     folder = tempfile.mkdtemp(prefix="optin-fx-")
@@ -73,7 +73,7 @@ def build(program: Program, target: Target, signature: Signature, *, freezing: b
 
 def load(path: Path, sidecar: Mapping[str, Any], target: Target, signature: Signature) -> AotInductorEngine:
     """Load a package that was compiled on a machine like this one."""
-    require_device(target.device)
+    require_hardware(target)
     here, there = tied_to(target), sidecar["facts"]["tied_to"]
     if here != there:
         raise LoweringError(

@@ -20,6 +20,8 @@ from optin_fx.lowering.signature import Signature
 from optin_fx.program import Program
 from optin_fx.program import load as load_program
 
+AMPERE = (8, 0)  # the first GPUs with TF32 and bfloat16
+
 
 class EagerEngine(Engine):
     """The program's graph module, run by torch without gradients."""
@@ -52,23 +54,31 @@ class EagerEngine(Engine):
 
 def build(program: Program, target: Target, signature: Signature) -> Engine:
     """Wrap the program; in half precision it is traced again with casts."""
-    require_device(target.device)
+    require_hardware(target)
     return EagerEngine(target, signature, in_precision(program, target.precision))
 
 
 def load(path: Path, sidecar: Mapping[str, Any], target: Target, signature: Signature) -> Engine:
     """Read the saved program."""
-    require_device(target.device)
+    require_hardware(target)
     return EagerEngine(target, signature, load_program(path), sidecar["facts"])
 
 
-def require_device(device: str) -> None:
-    """Refuse `cuda` where there is none."""
-    if device == "cuda" and not torch.cuda.is_available():
+def require_hardware(target: Target) -> None:
+    """Refuse a device that is not here, and a precision that the device would replace by another one in silence."""
+    if target.device == "cuda" and not torch.cuda.is_available():
         raise LoweringError(
             "there is no CUDA device here",
             so="nothing can be built for :cuda",
             fix="lower to :cpu, or run this where torch.cuda.is_available() is true",
+        )
+    older = target.device == "cuda" and torch.cuda.get_device_capability() < AMPERE
+    if (target.precision == "tf32" and target.device == "cpu") or (target.precision in ("tf32", "bf16") and older):
+        raise LoweringError(
+            f"the {target.device} here has no {target.precision}",
+            at=target.text,
+            so="it would compute in float32 and say nothing",
+            fix=f"lower to {target.name}:{target.device}, or to {target.name}:{target.device}:fp16",
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from optin_fx.errors import LoweringError
-from optin_fx.lowering.eager import EagerEngine, require_device, tf32
+from optin_fx.lowering.eager import EagerEngine, require_hardware, tf32
 from optin_fx.lowering.precision import in_precision
 from optin_fx.lowering.registry import Backend, Target
 from optin_fx.lowering.signature import Signature
@@ -50,7 +50,7 @@ def build(program: Program, target: Target, signature: Signature, *, mode: str |
         mode: of `torch.compile`; "reduce-overhead" uses CUDA graphs.
         freezing: treat weights as constants, so that they are packed once.
     """
-    require_device(target.device)
+    require_hardware(target)
     require_compiler(target)
     return InductorEngine(target, signature, in_precision(program, target.precision), mode=mode, freezing=freezing)
 
@@ -59,7 +59,7 @@ def load(
     path: Path, sidecar: Mapping[str, Any], target: Target, signature: Signature, *, mode: str | None = None, freezing: bool = False
 ) -> InductorEngine:
     """Read the saved program; it is compiled at the first call."""
-    require_device(target.device)
+    require_hardware(target)
     require_compiler(target)
     return InductorEngine(target, signature, load_program(path), sidecar["facts"], mode=mode, freezing=freezing)
 

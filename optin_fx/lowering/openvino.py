@@ -15,6 +15,7 @@ import torch
 
 from optin_fx.errors import LoweringError
 from optin_fx.lowering.engine import Engine
+from optin_fx.lowering.onnx_lines import refused_place
 from optin_fx.lowering.onnx_model import require, to_onnx, write_onnx
 from optin_fx.lowering.registry import Backend, Target
 from optin_fx.lowering.signature import Signature
@@ -74,11 +75,21 @@ def build(
     """
     ov = require("openvino", "openvino", needed_for="the target openvino")
     with tempfile.TemporaryDirectory() as folder:
-        path = write_onnx(to_onnx(program, signature, opset=opset), Path(folder) / "model.onnx")[0]
+        onnx = to_onnx(program, signature, opset=opset)
+        path = write_onnx(onnx, Path(folder) / "model.onnx")[0]
         core = ov.Core()
         core.set_property({"ENABLE_MMAP": False})  # the file is about to go
-        model = core.read_model(str(path))
-        return OpenVinoEngine(target, signature, model, {"nodes": len(model.get_ops())}, threads=threads)
+        try:
+            model = core.read_model(str(path))
+            return OpenVinoEngine(target, signature, model, {"nodes": len(model.get_ops())}, threads=threads)
+        except RuntimeError as error:  # the only type that OpenVINO raises; its last line with words is the reason
+            reason = [line.strip(" -") for line in str(error).splitlines() if line.strip()][-1]
+            raise LoweringError(
+                f"OpenVINO refuses the model: {reason[:300]}",
+                at=refused_place(onnx, str(error)),
+                so="there is no engine",
+                fix="rewrite that line of the model with other ops, or lower to onnxruntime",
+            ) from error
 
 
 def load(path: Path, sidecar: Mapping[str, Any], target: Target, signature: Signature, *, threads: int | None = None) -> OpenVinoEngine:

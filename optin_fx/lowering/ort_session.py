@@ -18,6 +18,7 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from optin_fx.errors import LoweringError
+from optin_fx.lowering.onnx_lines import refused_place
 from optin_fx.lowering.onnx_model import require, weight_bytes, write_onnx
 from optin_fx.lowering.signature import Signature
 
@@ -91,9 +92,11 @@ class OrtSession:
         except Exception as error:  # ORT raises a dozen types of its own; each means "refused", and its text is passed on
             if isinstance(error, LoweringError):
                 raise
+            reason = str(error).splitlines()[0][:300]
+            place = None if isinstance(source, Path) else refused_place(source, reason)
             raise LoweringError(
-                f"ONNX Runtime refuses the model: {str(error).splitlines()[0][:300]}",
-                at=f"onnxruntime {ort.__version__} on {device}",
+                f"ONNX Runtime refuses the model: {reason}",
+                at="; ".join(text for text in (place, f"onnxruntime {ort.__version__} on {device}") if text),
                 so="there is no session",
                 fix="lower to fp32, or to another target",
             ) from error

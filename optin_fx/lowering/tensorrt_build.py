@@ -20,12 +20,12 @@ from typing import Any
 from optin_fx.errors import LoweringError
 from optin_fx.lowering.engine import sha256
 from optin_fx.lowering.leaf import Leaf
+from optin_fx.lowering.onnx_lines import place_of
 from optin_fx.lowering.onnx_model import write_onnx
 from optin_fx.lowering.signature import Signature
 from optin_fx.lowering.symbols import evaluated
 from optin_fx.lowering.tensorrt_cache import keep_timing_cache, use_timing_cache
 from optin_fx.lowering.tensorrt_layers import network_layers
-from optin_fx.source_lines import user_line
 
 # SM75 has no fp32 products in TensorRT-RTX; SM90 and SM100 are not offered by it at all: those need full TensorRT.
 CAPABILITIES = ("SM80", "SM86", "SM89", "SM120", "SM121")
@@ -230,16 +230,9 @@ def _refused(trt: Any, parser: Any, model: Any) -> LoweringError:
     first = errors[0] if errors else None
     name = first.node_name() if first else ""
     node = next((node for node in model.graph if node.name == name), None)
-    place = f"{node.op_type} {name}" if node is not None else name
-    line = source_line(node) if node is not None else None
     return LoweringError(
         f"{trt.__name__} refuses the model: {first.desc()[:400] if first else 'no reason given'}",
-        at=", ".join(text for text in (place, line) if text) or None,
+        at=place_of(node) if node is not None else name or None,
         so="there is no engine",
         fix="rewrite that line of the model with other ops, or lower to onnxruntime",
     )
-
-
-def source_line(node: Any) -> str | None:
-    """The line of the model that an ONNX node comes from."""
-    return user_line(node.metadata_props.get("pkg.torch.onnx.stack_trace"))

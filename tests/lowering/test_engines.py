@@ -159,6 +159,37 @@ def test_no_cuda_device(structured: ofx.Program, target: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["eager", "inductor", "aotinductor"])
+def test_a_precision_that_the_device_lacks(structured: ofx.Program, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with pytest.raises(LoweringError) as error:
+        lower(structured, f"{name}:tf32")
+    assert str(error.value) == (
+        f"the cpu here has no tf32\n  at  {name}:cpu:tf32\n  so  it would compute in float32 and say nothing\n"
+        f"  fix lower to {name}:cpu, or to {name}:cpu:fp16"
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    for precision in ("tf32", "bf16"):
+        with pytest.raises(LoweringError, match=f"^the cuda here has no {precision}\n"):
+            lower(structured, f"{name}:cuda:{precision}")
+
+
+def test_an_op_that_openvino_lacks_is_named_with_its_line() -> None:
+    pytest.importorskip("openvino")
+
+    class Determinant(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.det(x)
+
+    with pytest.raises(LoweringError) as error:
+        lower(ofx.trace(Determinant(), (torch.randn(2, 4, 4),)), "openvino:cpu")
+    first, place, *rest = str(error.value).splitlines()
+    assert first == "OpenVINO refuses the model: No conversion rule found for operations: Det-20"
+    assert place.startswith("  at  Det ")
+    assert "test_engines.py:" in place
+    assert rest == ["  so  there is no engine", "  fix rewrite that line of the model with other ops, or lower to onnxruntime"]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("target", ["eager:cuda", "eager:cuda:tf32", "eager:cuda:fp16", "inductor:cuda", "aotinductor:cuda"])
 def test_torch_engines_on_a_gpu(dense: ofx.Program, target: str) -> None:

@@ -84,3 +84,17 @@ def test_on_a_gpu(dense: ofx.Program) -> None:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         pytest.skip("onnxruntime without CUDA")
     assert lower(dense, "onnxruntime:cuda", tolerance=2e-2).device == "cuda"
+
+
+def test_an_op_without_a_kernel_is_named_with_its_line() -> None:
+    class Doubles(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.conv2d(x, torch.ones(2, 3, 3, 3, dtype=torch.float64))
+
+    program = ofx.trace(Doubles(), (torch.randn(2, 3, 8, 8, dtype=torch.float64),))
+    with pytest.raises(LoweringError, match=r"^ONNX Runtime refuses the model: .*implementation for Conv") as error:
+        lower(program, "onnxruntime:cpu")
+    line = next(line for line in str(error.value).splitlines() if line.startswith("  at  "))
+    assert line.startswith("  at  Conv node_")
+    assert "test_ort_session.py:" in line
+    assert line.endswith("on cpu")
