@@ -51,8 +51,8 @@ class SearchTrial(BudgetedSearch):
         budget, kinds, freeze, widths, min_keep, min_width, align: see `BudgetedSearch`.
     """
 
-    tries: tuple[str, ...] = ("discount=0.75", "", "discount=1", "balance=0.5")
-    sure: float = 2.0
+    tries: tuple[str, ...] = ("discount=0.75", "", "balance=0.5", "reconstruction:")
+    sure: float = 1.0
     compensate: str = "rewrite-reconstruct"
     samples: int = 192
 

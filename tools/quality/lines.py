@@ -23,7 +23,6 @@ OURS = {
 
 TRIED = (
     Method("joint + refit", f"score-joint | {RANK} | {REFIT}"),
-    Method("reconstruction, tried + refit", f"score-reconstruction | search-trial | {REFIT}"),
     Method("trajectory-sketch, tried + refit", f"score-trajectory-sketch | search-trial | {REFIT}"),
 )
 """Widths that were measured or tried. The last one is what `ofx.prune` does by default."""

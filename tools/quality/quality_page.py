@@ -12,12 +12,12 @@ from tasks import NAMES, task
 
 from .cells import Result, Store, checkpoint
 from .grid import BUDGETS, SAMPLES
-from .lines import METHODS
+from .lines import METHODS, TRIED
 from .methods import available
 from .page import Line, behind, plot, task_table
 from .workbench import Workbench
 
-DEFAULT = "trajectory-sketch + refit"
+DEFAULT = TRIED[-1].name
 PLOTTED = (
     DEFAULT,
     "reconstruction + refit",
@@ -46,12 +46,13 @@ def write(store: Store, page: Path) -> Path:
     """Write page and plot; returns the page."""
     parts, plotted = [HEAD], {}
     for name in NAMES:
-        lines = lines_of(name, store)
-        if not lines:
-            continue
         metric = task(name).metric
-        parts.append(_section(name, metric, lines))
-        plotted[name] = (metric, lines)
+        for samples in sorted({result.cell.samples for result in store if result.cell.task == name}, key=lambda n: (n != SAMPLES[name], n)):
+            lines = lines_of(name, store, samples)
+            if lines:
+                parts.append(_section(name, samples, metric, lines))
+            if lines and samples == SAMPLES[name]:
+                plotted[name] = (metric, lines)
     picture = page.with_name("quality.png")
     if plotted:
         plot(plotted, PLOTTED, picture)
@@ -61,14 +62,14 @@ def write(store: Store, page: Path) -> Path:
     return page
 
 
-def lines_of(name: str, store: Store) -> list[Line]:
-    """The lines of a task that have any cell: those of today's options only, whatever else is in the store."""
+def lines_of(name: str, store: Store, samples: int) -> list[Line]:
+    """The lines of a task that have any cell with so many calibration inputs: those of today's options only, whatever else is there."""
     seeds = sorted({result.cell.seed for result in store if result.cell.task == name})
     found = []
     for method in available(METHODS)[0]:
         cells: dict[float, list[Result]] = defaultdict(list)
         for seed in seeds:
-            bench = Workbench(task(name), seed, SAMPLES[name], store)
+            bench = Workbench(task(name), seed, samples, store)
             for budget in BUDGETS[name]:
                 if (result := bench.find(method, budget)) is not None:
                     cells[budget].append(result)
@@ -77,11 +78,11 @@ def lines_of(name: str, store: Store) -> list[Line]:
     return found
 
 
-def _section(name: str, metric: str, lines: Sequence[Line]) -> str:
+def _section(name: str, samples: int, metric: str, lines: Sequence[Line]) -> str:
     budgets = [budget for budget in BUDGETS[name] if any(line.cells.get(budget) for line in lines)]
     results = [result for line in lines for cells in line.cells.values() for result in cells]
-    text = f"## {name}\n\n"
-    text += f"{SAMPLES[name]} calibration inputs; weights {checkpoint(name)[:12]}. `{metric}` by share of FLOPs kept:\n\n"
+    text = f"## {name}\n\n" if samples == SAMPLES[name] else f"## {name}, {samples} calibration inputs\n\n"
+    text += f"{samples} calibration inputs; weights {checkpoint(name)[:12]}. `{metric}` by share of FLOPs kept:\n\n"
     text += task_table(lines, budgets, metric) + "\n\n"
     if name in SECOND:
         less = " (less is better)" if SECOND[name] in LOWER else ""
