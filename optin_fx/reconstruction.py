@@ -14,13 +14,10 @@ import torch
 from torch import fx
 
 from optin_fx.analysis import Consumer
-from optin_fx.attributes import unique_storages
-from optin_fx.available import bytes_to_use
+from optin_fx.available import bytes_beside, give_back
 from optin_fx.channels import Renormalising
 from optin_fx.compensation import Compensation, Refitted
 from optin_fx.data import Batch
-from optin_fx.execution import current
-from optin_fx.interpreter import device_of
 from optin_fx.lockstep import Lockstep
 from optin_fx.logits import LogitRefitting, Product, product_of, products_due, sides_of
 from optin_fx.masks import token_mask
@@ -41,6 +38,7 @@ def reconstruct(
 ) -> tuple[fx.GraphModule, list[Refitted]]:
     """The sliced program with refitted consumers, and what was done to each."""
     options = options or Compensation()
+    give_back(graphs=True)  # of earlier tries
     with torch.no_grad():
         cut, small = resolve(program, plan), sliced(program, plan)
         due = _due(cut)
@@ -68,6 +66,7 @@ def _front_to_back(setting: Setting, due: dict[str, Consumer]) -> list[Refitted]
                 refitting = Refitting(setting, partner, due[node.name], layer)
                 both.visit(node, refitting.see)
                 report.append(refitting.finish())
+                give_back()
         elif node.name in products:
             product = products[node.name]
             if isinstance(product, str):
@@ -126,8 +125,4 @@ def _room(program: Program) -> int:
     The dense and the sliced weights, moments and values then stay below three times the dense weights, and the disk's share of the time
     is small: 8 % with MiniLM on 512 texts (`tools/bench_reconstruction.py memory`).
     """
-    free = bytes_to_use(device_of(program))
-    if current().memory_limit is not None:
-        return free
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in unique_storages(program.tensors.values()))
-    return min(free, max(weights // 2, LEAST_ROOM))
+    return bytes_beside(program, 0.5, LEAST_ROOM)

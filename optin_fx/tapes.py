@@ -1,0 +1,119 @@
+"""How much a backward pass keeps of its forward pass, and how a batch is cut so that this fits.
+
+The losses of this library look at a batch's outputs, and at some values on the way, which are small beside all that a backward pass through
+the model needs. So a batch that is cut runs forward once as a whole, without a tape; the loss is computed there, and gives gradients at
+those values; and then each part of the batch runs forward and backward from its share of these. Losses, the random numbers in them, and
+gradients are those of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._pytree import tree_leaves
+
+from optin_fx.available import bytes_beside, bytes_to_use
+from optin_fx.data import Batch, has_fixed_rows, rows, take
+from optin_fx.groups import group
+from optin_fx.interpreter import Runner, device_of
+from optin_fx.program import Program
+
+LEAST_TAPE = 128 << 20
+"""Bytes that a tape may take however small the model is, unless `execution(memory_limit=...)` says otherwise."""
+
+
+class FrozenRunner(Runner):
+    """Weights have no gradients, so that what only those would need is not kept: a layer's input, above all."""
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A weight, detached."""
+        value = super().get_attr(target, args, kwargs)
+        return value.detach() if isinstance(value, torch.Tensor) else value
+
+    def sources(self, outputs: Sequence[Any]) -> list[torch.Tensor]:
+        """What a loss may read of a finished run: its floating outputs, then what was tapped."""
+        floating = [value for value in outputs if isinstance(value, torch.Tensor) and value.is_floating_point()]
+        return floating + list(self.tapped.values())
+
+
+class Cutter:
+    """Cuts batches so that their tapes fit: in the memory limit; without one, on a CPU, in as much as the weights take.
+
+    Args:
+        taps: nodes whose results the loss reads.
+    """
+
+    def __init__(self, program: Program, taps: tuple[str, ...]) -> None:
+        self.program, self.taps = program, taps
+        self.known: dict[tuple[torch.Size, ...], tuple[int, list[torch.Size]]] = {}
+
+    def parts(self, batch: Batch) -> list[slice]:
+        """Rows that go forward and backward together."""
+        n = rows(batch)
+        if n < 3 or has_fixed_rows(self.program):
+            return [slice(0, n)]
+        size, _ = self._of_two(batch)
+        fits = max(1, 2 * self._room() // max(size, 1))
+        count = -(-n // fits)
+        return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
+
+    def cuts(self, sources: Sequence[torch.Tensor], batch: Batch) -> bool:
+        """Whether the rows of a whole run's `sources` belong to samples in order, so that parts can take theirs."""
+        _, shapes = self._of_two(batch)
+        n = rows(batch)
+        return all(part_of(value, slice(0, 2), n).shape == shape for value, shape in zip(sources, shapes, strict=True))
+
+    def _room(self) -> int:
+        if device_of(self.program).type != "cpu":  # where small batches are slow, and memory is otherwise idle
+            return bytes_to_use(device_of(self.program))
+        return bytes_beside(self.program, 1.0, LEAST_TAPE)
+
+    def _of_two(self, batch: Batch) -> tuple[int, list[torch.Size]]:
+        """Bytes that the forward pass of two samples keeps for a backward pass, and the shapes of its `sources`."""
+        key = tuple(leaf.shape for leaf in tree_leaves((batch.args, dict(batch.kwargs))) if isinstance(leaf, torch.Tensor))
+        if key not in self.known:
+            runner = _Counting(self.program, gates=ones(self.program, 2), taps=self.taps)
+            with torch.enable_grad():
+                found = runner.sources(runner(take(batch, 0, 2)))
+            self.known[key] = runner.bytes(), [value.shape for value in found]
+        return self.known[key]
+
+
+def part_of(value: torch.Tensor, part: slice, n: int) -> torch.Tensor:
+    """The rows of one of the `sources` of a batch of n that belong to some of its samples."""
+    if value.dim() == 0 or value.shape[0] % n:
+        return value
+    each = value.shape[0] // n  # windows of an image, say
+    return value[part.start * each : part.stop * each]
+
+
+def ones(program: Program, count: int) -> dict[str, torch.Tensor]:
+    """Gates of one that take gradients, with a row for each sample."""
+    return {g.name: torch.ones(count, g.extent, requires_grad=True, device=device_of(program)) for g in group(program).free}
+
+
+class _Counting(FrozenRunner):
+    """Remembers what a backward pass will read, but for weights."""
+
+    def __init__(self, program: Program, **options: Any) -> None:
+        super().__init__(program, **options)
+        self.kept: dict[int, int] = {}  # bytes by place in memory, which autograd holds until the run is over
+        self.weights = {tensor.untyped_storage().data_ptr() for tensor in program.tensors.values()}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """With every tensor that autograd keeps noted."""
+        with torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor):
+            return super().run_node(n)
+
+    def bytes(self) -> int:
+        """Of all that was noted."""
+        return sum(self.kept.values())
+
+    def _note(self, tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in self.weights and (self.store is None or place not in self.store.present):
+            self.kept[place] = tensor.untyped_storage().nbytes()
+        return tensor
