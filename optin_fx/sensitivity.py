@@ -10,12 +10,14 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from optin_fx.data import Batch
+from optin_fx.available import give_back
+from optin_fx.data import Batch, take
 from optin_fx.data import rows as leading
 from optin_fx.execution import ROWS, accumulate
 from optin_fx.interpreter import Runner
 from optin_fx.outputs import OutputTerm, output_terms
 from optin_fx.program import Program
+from optin_fx.tapes import Cutter, FrozenRunner, part_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Sensitivity:
         return (floor + (1 - floor) * torch.where(mean > 0, own / mean, 1.0)).flatten()
 
 
-class _Tapped(Runner):
+class _Tapped(FrozenRunner):
     """Lets gradients begin at the tapped nodes, also in a model of which no parameter requires one."""
 
     def run_node(self, n: fx.Node) -> Any:
@@ -76,11 +78,12 @@ def sensitivities(
         features: node name to the dim of its result that holds the features.
     """
     terms, names = output_terms(program), tuple(features)
+    cutter = Cutter(program, names)
 
     def step(number: int, batch: Batch) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         sums = {}
-        for name, square in zip(names, _squares(program, batch, names, terms, draws, generator), strict=True):
+        for name, square in zip(names, _squares(program, batch, cutter, terms, draws, generator), strict=True):
             at_end = square.movedim(features[name], -1)
             at_rows = at_end.sum(-1).flatten()
             sums[f"{ROWS}{name}"] = at_rows
@@ -98,19 +101,54 @@ def sensitivities(
 
 
 def _squares(
-    program: Program, batch: Batch, names: tuple[str, ...], terms: Sequence[OutputTerm], draws: int, generator: torch.Generator
+    program: Program, batch: Batch, cutter: Cutter, terms: Sequence[OutputTerm], draws: int, generator: torch.Generator
 ) -> list[torch.Tensor]:
-    """Squared gradients at the nodes' results, the mean over draws of a batch's labels."""
-    runner = _Tapped(program, taps=names)
+    """Squared gradients of the outputs at the tapped nodes, the mean over draws of a batch's labels."""
+    parts = cutter.parts(batch)
+    if len(parts) > 1:
+        whole = FrozenRunner(program, taps=cutter.taps)
+        with torch.no_grad():
+            outputs = whole(batch)
+        if cutter.cuts(whole.sources(outputs), batch):
+            leaves = {term.index: outputs[term.index].detach().requires_grad_() for term in terms}
+            drawn = _drawn(terms, leaves, draws, generator)
+            pulls = [dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True)) for value in drawn]
+            del whole, outputs, leaves, drawn
+            found = [_of_part(program, batch, part, cutter.taps, pulls) for part in parts]
+            return [torch.cat(pieces) for pieces in zip(*found, strict=True)]
+    runner = _Tapped(program, taps=cutter.taps)
     with torch.enable_grad():
         outputs = runner(batch)
-    tapped = [runner.tapped[name] for name in names]
-    squares = [torch.zeros_like(value) for value in tapped]
-    for draw in range(draws):
-        with torch.enable_grad():
-            value = torch.stack([term.log_likelihood(outputs[term.index], generator) for term in terms]).sum()
-        found = torch.autograd.grad(value, tapped, retain_graph=draw + 1 < draws, allow_unused=True)
+    return _squared(runner, cutter.taps, [([value], None) for value in _drawn(terms, dict(enumerate(outputs)), draws, generator)])
+
+
+def _drawn(terms: Sequence[OutputTerm], outputs: Mapping[int, torch.Tensor], draws: int, generator: torch.Generator) -> list[torch.Tensor]:
+    """Log-likelihoods of labels drawn from the outputs."""
+    with torch.enable_grad():
+        return [torch.stack([t.log_likelihood(outputs[t.index], generator) for t in terms]).sum() for _ in range(draws)]
+
+
+def _of_part(
+    program: Program, batch: Batch, part: slice, taps: tuple[str, ...], pulls: Sequence[Mapping[int, torch.Tensor]]
+) -> list[torch.Tensor]:
+    """The same for some samples, from the gradients at the outputs of all; see `optin_fx.tapes`."""
+    give_back()
+    runner = _Tapped(program, taps=taps)
+    with torch.enable_grad():
+        outputs = runner(take(batch, part.start, part.stop))
+    at = [{i: part_of(gradient, part, leading(batch)) for i, gradient in pull.items() if outputs[i].requires_grad} for pull in pulls]
+    return _squared(runner, taps, [([outputs[i] for i in pull], list(pull.values())) for pull in at])
+
+
+def _squared(
+    runner: Runner, taps: tuple[str, ...], pulls: Sequence[tuple[list[torch.Tensor], list[torch.Tensor] | None]]
+) -> list[torch.Tensor]:
+    """Mean over pulls of the squared gradients at the tapped nodes."""
+    tapped = [runner.tapped[name] for name in taps]
+    squares = [torch.zeros_like(value, requires_grad=False) for value in tapped]
+    for i, (values, at) in enumerate(pulls):
+        found = torch.autograd.grad(values, tapped, at, retain_graph=i + 1 < len(pulls), allow_unused=True)
         for square, gradient in zip(squares, found, strict=True):
             if gradient is not None:
-                square += gradient.square() / draws
-    return [square.detach() for square in squares]
+                square += gradient.square() / len(pulls)
+    return squares

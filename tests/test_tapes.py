@@ -10,6 +10,7 @@ import optin_fx as ofx
 from optin_fx.data import Batch, rows
 from optin_fx.execution import execution
 from optin_fx.gradients import gate_gradients
+from optin_fx.sensitivity import sensitivities
 from optin_fx.tapes import Cutter, FrozenRunner, ones
 
 
@@ -104,3 +105,17 @@ def test_gates_have_a_row_for_each_sample() -> None:
     program = ofx.trace(Net(), (torch.randn(4, 6, 5),))
     batch = Batch((torch.randn(4, 6, 5),))
     assert {gate.shape[0] for gate in ones(program, rows(batch)).values()} == {4}
+
+
+def test_cut_batches_change_no_sensitivity() -> None:
+    x = torch.randn(7, 6, 5, dtype=torch.float64)
+    program = ofx.trace(Net().double(), (x,))
+    nodes = {node.name: 2 for node in program.graph_module.graph.nodes if "gelu" in node.name}
+    assert len(nodes) == 2
+    with execution(memory_limit=limit(program, Batch((x,)), 3)):
+        cut = sensitivities(program, [Batch((x,))], nodes, draws=2)
+    whole = sensitivities(program, [Batch((x,))], nodes, draws=2)
+    for name in nodes:
+        assert float(whole[name].features.max()) > 0
+        assert torch.allclose(cut[name].features, whole[name].features)
+        assert torch.allclose(cut[name].rows[0], whole[name].rows[0])
