@@ -3,8 +3,9 @@
 With two dynamic dims the exporter computes the target of every Reshape at run time: Shape, Gather, Concat. Layers of one width share these
 nodes, and layers of different widths, which is what a pruner makes, cannot. Most of it needs no arithmetic at all: a Reshape
 copies a dim of its input where its target says 0, and finds one size by itself where it says -1. Where two sizes have to be computed, the
-width beside them need not be said: layers of all widths then share one target. The exporter's transposed keys,
-`Reshape(Transpose(Reshape(x)))`, are one Transpose, which engines fold into the product that reads it.
+width beside them need not be said: layers of all widths then share one target. A mask that is expanded to each layer's heads
+is broadcast by its reader anyway. The exporter's transposed keys, `Reshape(Transpose(Reshape(x)))`, are one Transpose, which engines fold
+into the product that reads it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 Entry = int | str | None  # a number, a symbol, or unknown
+BROADCASTING = frozenset(
+    ("Add", "Sub", "Mul", "Div", "Pow", "Where", "And", "Or", "Xor", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual")
+)
+"""Ops whose operands are broadcast as Expand does it."""
 
 
 def make_shapes_constant(model: Any) -> int:
@@ -22,12 +27,28 @@ def make_shapes_constant(model: Any) -> int:
     before = len(model.graph)
     shared: dict[Any, Any] = {}
     for node in list(model.graph):
+        if node.op_type == "Expand" and node.domain == "":
+            _not_expanded(model.graph, node)
         if node.op_type != "Reshape" or node.domain != "":
             continue
         if not (_as_transpose(model.graph, node) or _dropped(model.graph, node) or _constant_target(model.graph, node)):
             _shared_target(model.graph, node, shared)
     RemoveUnusedNodesPass()(model)
     return before - len(model.graph)
+
+
+def _not_expanded(graph: Any, node: Any) -> None:
+    """Where(Expand(mask, sizes of x), a, x) -> Where(mask, a, x), if all readers broadcast, each with an operand of those sizes."""
+    wide = node.outputs[0]
+    sizes = _dims(wide)
+    if sizes is None or None in sizes or wide.is_graph_output():
+        return
+    for reader in wide.consumers():
+        others = [value for value in reader.inputs if value is not None and value is not wide]
+        if reader.op_type not in BROADCASTING or reader.domain != "" or sizes not in [_dims(value) for value in others]:
+            return
+    wide.replace_all_uses_with(node.inputs[0])
+    graph.remove(node, safe=True)
 
 
 def _constant_target(graph: Any, node: Any) -> bool:

@@ -13,8 +13,8 @@ from optin_fx.testing import zoo
 
 pytest.importorskip("onnx")
 NAMES = (
-    "bert", "distilbert", "gpt2", "llama", "t5", "vit", "swin_timm", "deit_timm", "segformer", "resnet50", "efficientnet_b0",
-    "mobilenet_v3", "vgg16_bn", "densenet121",
+    "bert", "distilbert", "flaubert", "gpt2", "llama", "t5", "vit", "swin_timm", "deit_timm", "segformer", "resnet50",
+    "efficientnet_b0", "mobilenet_v3", "vgg16_bn", "densenet121",
 )  # fmt: skip
 # integers of shapes and axes that one model folds and the other shares
 SMALL_CONSTANTS = 512

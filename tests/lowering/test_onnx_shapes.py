@@ -73,6 +73,44 @@ def test_rows_that_were_flattened_come_back_by_one_target_for_all_widths() -> No
     torch.testing.assert_close(engine(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+class Masked(nn.Module):
+    """Scores of layers with different numbers of heads, masked by one mask that is expanded to each of them."""
+
+    def __init__(self, *heads: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(32, 16 * count) for count in heads)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        found = []
+        for layer in self.layers:
+            heads = layer(x).unflatten(-1, (-1, 16)).transpose(1, 2)
+            scores = heads @ heads.mT
+            mask = (x[:, None, None, :, 0] > 0).expand(scores.shape)
+            found.append(scores.masked_fill(mask, -1.0).softmax(-1))
+        return found
+
+
+def test_a_mask_is_not_expanded_to_the_heads_of_each_layer() -> None:
+    model = Masked(1, 2, 3).eval()
+    engine = lowered(model)
+    assert "Expand" not in engine.info()["ops"]
+    assert engine.info()["ops"] == lowered(Masked(2, 2, 2)).info()["ops"]
+    x = torch.randn(3, 17, 32)
+    torch.testing.assert_close(engine(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_expansion_that_is_read_as_it_is_stays() -> None:
+    class Repeated(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            wide = x[:, :1].expand(x.shape)
+            return wide + x[:, :1], (x[:, 1:2].expand(x.shape) @ x.mT)
+
+    engine = lowered(Repeated())
+    assert engine.info()["ops"]["Expand"] == 2
+    x = torch.randn(3, 6, 32)
+    torch.testing.assert_close(engine(x), Repeated()(x), rtol=1e-4, atol=1e-5)
+
+
 def test_a_target_that_neither_zero_nor_minus_one_can_say_stays() -> None:
     class Misread(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
