@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
 
 import torch
@@ -35,22 +33,6 @@ def bytes_beside(program: Program, share: float, least: int) -> int:
         return free
     weights = sum(tensor.numel() * tensor.element_size() for tensor in unique_storages(program.tensors.values()))
     return min(free, max(int(share * weights), least))
-
-
-def give_back(*, graphs: bool = False) -> None:
-    """Return memory that was freed to the system, where the C library keeps it (glibc does).
-
-    Large tensors of many sizes that come and go leave holes: without this, scoring MiniLM held 900 MB at the end, and used 130 MB.
-
-    Args:
-        graphs: free graph modules first that nobody holds any more; they are cycles, and wait for the garbage collector with their weights.
-    """
-    if graphs:
-        gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        return  # another C library
 
 
 def _free_on_host() -> int:

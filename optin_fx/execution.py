@@ -23,6 +23,7 @@ import torch
 
 from optin_fx import ranks
 from optin_fx.errors import PipelineError
+from optin_fx.freeing import LARGE, give_back
 from optin_fx.partial import Partial, remove
 
 T = TypeVar("T")
@@ -153,7 +154,11 @@ def accumulate(
             for name, value in found.items():
                 if not name.startswith(ROWS):
                     value = value.detach().double().cpu()
-                    sums[name] = sums[name] + value if name in sums else value
+                    sums[name] = sums[name].add_(value) if name in sums else value.clone()
+            large = sum(value.numel() * value.element_size() for value in found.values()) > LARGE
+            del found
+            if large:
+                give_back()
             done.add(i)
             if partial is not None:
                 if rows[i]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from optin_fx.available import give_back
 from optin_fx.data import Batch, rows, take
 from optin_fx.errors import ScoreError
 from optin_fx.execution import ROWS, accumulate
 from optin_fx.finite import refuse_non_finite, why_not_finite
+from optin_fx.freeing import give_back
 from optin_fx.groups import group
 from optin_fx.interpreter import Runner
 from optin_fx.program import Program

@@ -14,10 +14,11 @@ import torch
 from torch import fx
 
 from optin_fx.analysis import Consumer
-from optin_fx.available import bytes_beside, give_back
+from optin_fx.available import bytes_beside
 from optin_fx.channels import Renormalising
 from optin_fx.compensation import Compensation, Refitted
 from optin_fx.data import Batch
+from optin_fx.freeing import give_back
 from optin_fx.lockstep import Lockstep
 from optin_fx.logits import LogitRefitting, Product, product_of, products_due, sides_of
 from optin_fx.masks import token_mask

@@ -10,10 +10,10 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from optin_fx.available import give_back
 from optin_fx.data import Batch, take
 from optin_fx.data import rows as leading
 from optin_fx.execution import ROWS, accumulate
+from optin_fx.freeing import give_back
 from optin_fx.interpreter import Runner
 from optin_fx.outputs import OutputTerm, output_terms
 from optin_fx.program import Program
