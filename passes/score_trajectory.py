@@ -28,7 +28,7 @@ class ScoreTrajectory(TrajectoryPass):
 
     Attributes:
         candidates: units per call, at most; fewer where memory does not allow more.
-        precision: "full", or "bf16" for the products of changes with weights: twice to four times faster where the processor has it, with
+        precision: "full", or "bf16" for the products of changes with weights: about 1.4 times faster where the processor has it, with
             relative errors of about 1e-2 in single scores.
     """
 
