@@ -158,12 +158,13 @@ def _entries(value: Any) -> list[Entry] | None:
     if node.op_type == "Shape":
         dims = _dims(node.inputs[0])
         return dims[attributes.get("start", 0) : attributes.get("end", len(dims))] if dims is not None else None
+    if node.op_type == "Concat":  # a single size that does not follow is one entry all the same
+        lists = [_entries(item) or ([None] if _dims(item) == [1] else None) for item in node.inputs]
+        return None if None in lists else [entry for part in lists if part is not None for entry in part]
     parts = [_entries(item) for item in node.inputs if item is not None]
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None
-    if node.op_type == "Concat":
-        return [entry for part in known for entry in part]
     if node.op_type in ("Squeeze", "Unsqueeze", "Reshape", "Identity", "Cast"):
         return known[0]
     if node.op_type == "Gather":
