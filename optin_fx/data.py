@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -162,6 +163,12 @@ def parted(program: Program, batches: Sequence[Batch], first: int) -> tuple[list
         return list(batches), list(batches)
     cut = min(max(first, 1), n - 1)
     return [take(batches[0], 0, cut)], [take(batches[0], cut, n)]
+
+
+def first_batches(batches: Sequence[Batch], count: int) -> list[Batch]:
+    """The first batches that hold at least so many samples together; all if they do not."""
+    before = accumulate(map(rows, batches), initial=0)
+    return [batch for batch, done in zip(batches, before, strict=False) if done < count]
 
 
 def first_samples(batches: Sequence[Batch], count: int, *, needed_for: str) -> list[Batch]:

@@ -15,14 +15,11 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
-from optin_fx.available import bytes_beside, bytes_to_use
+from optin_fx.available import bytes_to_use
 from optin_fx.data import Batch, has_fixed_rows, rows, take
 from optin_fx.groups import group
 from optin_fx.interpreter import Runner, device_of
 from optin_fx.program import Program
-
-LEAST_TAPE = 128 << 20
-"""Bytes that a tape may take however small the model is, unless `execution(memory_limit=...)` says otherwise."""
 
 
 class FrozenRunner(Runner):
@@ -40,7 +37,7 @@ class FrozenRunner(Runner):
 
 
 class Cutter:
-    """Cuts batches so that their tapes fit: in the memory limit; without one, on a CPU, in as much as the weights take.
+    """Cuts batches so that their tapes fit in the memory limit; without one, in half of what is free: a cut costs another forward pass.
 
     Args:
         taps: nodes whose results the loss reads.
@@ -56,7 +53,7 @@ class Cutter:
         if n < 3 or has_fixed_rows(self.program):
             return [slice(0, n)]
         size, _ = self._of_two(batch)
-        fits = max(1, 2 * self._room() // max(size, 1))
+        fits = max(1, 2 * bytes_to_use(device_of(self.program)) // max(size, 1))
         count = -(-n // fits)
         return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
 
@@ -65,11 +62,6 @@ class Cutter:
         _, shapes = self._of_two(batch)
         n = rows(batch)
         return all(part_of(value, slice(0, 2), n).shape == shape for value, shape in zip(sources, shapes, strict=True))
-
-    def _room(self) -> int:
-        if device_of(self.program).type != "cpu":  # where small batches are slow, and memory is otherwise idle
-            return bytes_to_use(device_of(self.program))
-        return bytes_beside(self.program, 1.0, LEAST_TAPE)
 
     def _of_two(self, batch: Batch) -> tuple[int, list[torch.Size]]:
         """Bytes that the forward pass of two samples keeps for a backward pass, and the shapes of its `sources`."""

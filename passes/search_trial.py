@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from optin_fx.annotation import annotate
-from optin_fx.data import Batch, batches_of, parted, rows
+from optin_fx.data import Batch, batches_of, first_batches, parted, rows
 from optin_fx.errors import PipelineError
 from optin_fx.interpreter import Runner, flat_inputs
 from optin_fx.outputs import divergence, output_terms
@@ -47,14 +47,15 @@ class SearchTrial(BudgetedSearch):
             another criterion's, scored on the part that is compensated on.
         sure: by how many standard errors of the paired difference a later try must be better than the first.
         compensate: the `rewrite-reconstruct` to try with.
-        samples: the tries are compensated on so many samples (whole batches), at most half of all; the others compare them.
+        samples: the tries are compensated on so many samples (whole batches), at most half of all, and compared on the next ones, at
+            most twice as many.
         budget, kinds, freeze, widths, min_keep, min_width, align: see `BudgetedSearch`.
     """
 
     tries: tuple[str, ...] = ("discount=0.75", "", "balance=0.5", "reconstruction:")
     sure: float = 1.0
     compensate: str = "rewrite-reconstruct"
-    samples: int = 192
+    samples: int = 128
 
     reads: ClassVar[tuple[str, ...]] = ("program", "scores", "data")
 
@@ -77,6 +78,7 @@ class SearchTrial(BudgetedSearch):
             raise PipelineError(f"{self.compensate!r} does not compensate", at="search-trial, option compensate", fix="rewrite-reconstruct")
         batches = batches_of(state.program, state.data, needed_for=self.name())
         seen, unseen = parted(state.program, batches, min(self.samples, sum(map(rows, batches)) // 2))
+        unseen = first_batches(unseen, 2 * self.samples)
         plans = self._plans(state, seen)
         losses = self._losses(state.program, plans, compensation, seen, unseen) if len(plans) > 1 else {}
         best = chosen(losses, self.sure) if losses else next(iter(plans))

@@ -10,7 +10,7 @@ from torch import nn
 
 import optin_fx as ofx
 from optin_fx.annotation import annotated_scores
-from optin_fx.data import batches_of, parted
+from optin_fx.data import batches_of, first_batches, parted
 from optin_fx.errors import PipelineError
 from optin_fx.passes.search_trial import chosen
 from optin_fx.pipeline import State, find_pass
@@ -110,6 +110,11 @@ def test_pruning_tries_where_it_compensates(state: State) -> None:
 def test_it_needs_a_compensation_to_try_with(state: State) -> None:
     with pytest.raises(PipelineError, match="does not compensate"):
         find_pass("trial", "search", compensate="slice").apply(state)
+
+
+def test_whole_batches_are_taken_until_there_are_enough(program: ofx.Program) -> None:
+    data = batches_of(program, [torch.randn(n, 16) for n in (4, 5, 6)], needed_for="the test")
+    assert [len(first_batches(data, count)) for count in (1, 4, 5, 9, 10, 15, 99)] == [1, 1, 2, 2, 3, 3, 3]
 
 
 def test_samples_are_parted_by_batches_or_by_rows(program: ofx.Program) -> None:
