@@ -23,13 +23,14 @@ from latency.models import MINILM, bert, texts
 
 import optin_fx as ofx
 from optin_fx.environment import environment
+from optin_fx.execution import execution
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "run-time.md"
 SHAPES: dict[str, Callable[[], Any]] = {
     "minilm": lambda: bert(**MINILM)[0],
     "bert-base": lambda: bert()[0],
 }
-TITLE = "# A whole run: time and memory\n\nMade by `python tools/bench_run.py {models} --write`: {what}.\n\n"
+TITLE = "# A whole run: time and memory\n\nMade by `python tools/bench_run.py {arguments} --write`: {what}.\n\n"
 
 
 def main() -> None:
@@ -40,16 +41,19 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--search", help="of the run; without, its default")
+    parser.add_argument("--memory-limit", help="run once more with this limit for what passes keep: 128MB")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     options = parser.parse_args()
     what = f"{options.samples} texts of {options.tokens} tokens in batches of {options.batch}, to 50 % of the FLOPs"
-    parts = [TITLE.format(models=" ".join(options.models), what=what)]
+    arguments = " ".join(options.models) + (f" --memory-limit {options.memory_limit}" if options.memory_limit else "")
+    parts = [TITLE.format(arguments=arguments, what=what)]
     for name in options.models:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             batch = pool.apply(one_batch, (name, options.tokens, options.batch))
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            parts.append(pool.apply(one, (name, options.samples, options.tokens, options.batch, options.search, batch)))
-        print(parts[-1], flush=True)
+        for limit in (None, options.memory_limit) if options.memory_limit else (None,):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                parts.append(pool.apply(one, (name, options.samples, options.tokens, options.batch, options.search, batch, limit)))
+            print(parts[-1], flush=True)
     around = environment()
     parts.append(f"{around['cpu']}, {torch.get_num_threads()} threads, load {around['load_average'][0]}; torch {torch.__version__}.\n")
     if options.write:
@@ -76,13 +80,14 @@ def one_batch(name: str, tokens: int, batch: int) -> int:
     return peak() - before
 
 
-def one(name: str, samples: int, tokens: int, batch: int, search: str | None, of_batch: int) -> str:
+def one(name: str, samples: int, tokens: int, batch: int, search: str | None, of_batch: int, limit: str | None) -> str:
     """A run and its rows."""
     model, weights = made(name)
     data, example = [texts(batch, tokens) for _ in range(samples // batch)], texts(2, tokens)
     dynamic = {key: {0: torch.export.Dim("batch", max=4096)} for key in example}
     before, began = peak(), time.perf_counter()
-    result = ofx.prune(model, (), example, dynamic, data=data, budget="flops <= 50%", search=search)
+    with execution(memory_limit=limit):
+        result = ofx.prune(model, (), example, dynamic, data=data, budget="flops <= 50%", search=search)
     seconds = time.perf_counter() - began
     added, goal = peak() - before, 3 * weights + of_batch
     stages = [(label.split("{")[0], spent) for label, spent in result.report.stages]
@@ -94,7 +99,7 @@ def one(name: str, samples: int, tokens: int, batch: int, search: str | None, of
         f"its peak. Goal: three times the weights and one batch, {goal / 1e6:.0f} MB: {'met' if added <= goal else 'NOT met'}. "
         f"{result.report.agreement}."
     )
-    return f"## {name}\n\n{table}\n\n{facts}\n\n"
+    return f"## {name}{f', memory limit {limit}' if limit else ''}\n\n{table}\n\n{facts}\n\n"
 
 
 if __name__ == "__main__":
