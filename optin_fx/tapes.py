@@ -96,16 +96,17 @@ class _Counting(FrozenRunner):
         self.weights = {tensor.untyped_storage().data_ptr() for tensor in program.tensors.values()}
 
     def run_node(self, n: fx.Node) -> Any:
-        """With every tensor that autograd keeps noted."""
-        with torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor):
+        """With every tensor that autograd keeps noted; weights it does not get, for these hooks replace those of a store."""
+        with torch.autograd.graph.saved_tensors_hooks(self._note, lambda kept: kept):
             return super().run_node(n)
 
     def bytes(self) -> int:
         """Of all that was noted."""
         return sum(self.kept.values())
 
-    def _note(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _note(self, tensor: torch.Tensor) -> torch.Tensor | None:
         place = tensor.untyped_storage().data_ptr()
-        if place not in self.weights and (self.store is None or place not in self.store.present):
-            self.kept[place] = tensor.untyped_storage().nbytes()
+        if place in self.weights or (self.store is not None and place in self.store.present):
+            return None  # nothing runs backward
+        self.kept[place] = tensor.untyped_storage().nbytes()
         return tensor
