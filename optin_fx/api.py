@@ -136,8 +136,9 @@ def prune(
         model, args, kwargs, dynamic_shapes: as for `trace`. The model is not changed.
         data: calibration batches without labels; needed by most scores and by compensation.
         score, search: passes or their text forms: "fisher", "trajectory-sketch{probes=2}"; "rank", "kwon", "knapsack", "trial".
-            Without a search it is "trial" (several ways are tried, and compared with the dense program) where `compensate` is
-            "reconstruct", else, for budgets on latency, and with options that only it has, "rank".
+            Without a search it is "trial" (several ways are tried, and compared with the dense program; other criteria only where the
+            score is the default one) where `compensate` is "reconstruct", else, for budgets on latency, and with options that only it
+            has, "rank".
         budget: see `search`.
         rearrange: exchange units within groups by their joint loss (`rearrange-fisher`); gradients of single samples are kept for it.
         compensate: how what stays makes up for what went: "reconstruct" refits the weights of every consumer, "tune" gives each unit one

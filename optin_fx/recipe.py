@@ -23,6 +23,9 @@ Callback = Callable[[Pass, State, float], None]
 DEFAULT_SCORE = "trajectory-sketch"
 """Label-free, at about three forward passes; how it compares on the offline tasks is in docs/results/quality.md."""
 
+OWN_TRIAL = "trial{tries=('discount=0.75', '', 'balance=0.5')}"
+"""The search where a criterion was asked for by name: several ways of sharing out, and no other criterion in its place."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -81,7 +84,8 @@ def make_recipe(
         compensate = "reconstruct" if compensate else "none"
     rewriting = find_pass("slice" if compensate == "none" else compensate, "rewrite")
     if search is None:
-        search = "trial" if rewriting.name() == "rewrite-reconstruct" and not parsed.targets else "rank"
+        trial = "trial" if scoring == find_pass(DEFAULT_SCORE, "score") else OWN_TRIAL
+        search = trial if rewriting.name() == "rewrite-reconstruct" and not parsed.targets else "rank"
         if not {*search_options} <= {option.name for option in fields(find_pass(search, "search"))}:
             search = "rank"  # options that only this one has ask for it
     searching = find_pass(search, "search", budget=budget, **search_options)

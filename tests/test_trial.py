@@ -103,6 +103,10 @@ def test_a_discount_cuts_earlier_groups_more(state: State) -> None:
 def test_pruning_tries_where_it_compensates(state: State) -> None:
     given = {"data": state.data, "budget": "flops <= 50%"}
     assert ofx.prune(state.program, **given).plan.provenance["search"].startswith("search-trial")
+    assert "reconstruction:" in ofx.prune(state.program, **given).plan.provenance["tries"]
+    asked = ofx.prune(state.program, **given, score="magnitude").plan.provenance
+    assert asked["search"].startswith("search-trial")
+    assert not [name for name in asked["tries"] if ":" in name]
     assert ofx.prune(state.program, **given, balance=0.5).plan.provenance["search"].startswith("search-rank{balance=0.5")
     assert ofx.prune(state.program, **given, compensate="none").plan.provenance["search"].startswith("search-rank")
 
