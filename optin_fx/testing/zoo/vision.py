@@ -492,7 +492,13 @@ ENTRIES = (
             },
             {
                 "backbone_config": nested(
-                    "ConvNextConfig", {}, {"depths": [1, 1, 1, 1], "out_features": ["stage1", "stage2", "stage3", "stage4"]}
+                    "ConvNextConfig",
+                    {},
+                    {  # the library's default widths are a tuple, to which it adds a list
+                        "hidden_sizes": [96, 192, 384, 768],
+                        "depths": [1, 1, 1, 1],
+                        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+                    },
                 )
             },
         ),
