@@ -92,7 +92,14 @@ ENTRIES = (
             "num_heads": 8,
             "mlp_ratios": (2, 2, 2, 2),
         },
-        {"embed_dims": (64, 128, 256, 320), "serial_depths": (2, 2, 2, 2), "parallel_depth": 0, "num_heads": 8, "mlp_ratios": (8, 8, 4, 4)},
+        {
+            "patch_size": 4,
+            "embed_dims": (64, 128, 256, 320),
+            "serial_depths": (2, 2, 2, 2),
+            "parallel_depth": 0,
+            "num_heads": 8,
+            "mlp_ratios": (8, 8, 4, 4),
+        },
         note="factorised attention with convolutional relative positions, heads split over kernels",
     ),
     direct(
