@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
-from optin_fx.data import Batch, rows, take
+from optin_fx.data import Batch, rows
 from optin_fx.errors import ScoreError
 from optin_fx.execution import ROWS, accumulate
 from optin_fx.finite import refuse_non_finite, why_not_finite
-from optin_fx.freeing import give_back
 from optin_fx.groups import group
 from optin_fx.interpreter import Runner
 from optin_fx.program import Program
-from optin_fx.tapes import Cutter, FrozenRunner, ones, part_of
+from optin_fx.tapes import Cutter, FrozenRunner, Taped, gradients, ones
 
 Objective = Callable[[Runner, list[torch.Tensor], Batch, torch.Generator], Iterable[tuple[str, torch.Tensor]]]
 """From a finished run, its outputs and its batch to (name, scalar) pairs, one backward pass each. Each scalar is a sum over samples, of
 which every term depends on its sample alone. Random numbers come from the generator, which is seeded by the batch's number."""
-
-
-Losses = Callable[[FrozenRunner, list[torch.Tensor]], Iterable[tuple[str, torch.Tensor]]]
-"""An objective of one batch."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +60,10 @@ def gate_gradients(
     Raises:
         ScoreError: an objective is not a scalar, or an output or gradient is not finite; names the node that made it so.
     """
-
     cutter = Cutter(program, taps)
 
     def step(number: int, batch: Batch) -> dict[str, torch.Tensor]:
-        found = _of_batch(program, batch, objective, cutter, keep_samples, number, seed)
-        give_back()
-        return found
+        return _of_batch(program, batch, objective, cutter, keep_samples, number, seed)
 
     found = accumulate("gradients", batches, step)
     labels = dict.fromkeys(name.split("/")[1] for name in found if name.startswith("count/"))
@@ -88,78 +79,37 @@ def _of_batch(
         sums[name] = sums[name] + value if name in sums else value
 
     generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-    for label, found in _by_sample(program, batch, lambda runner, outputs: objective(runner, outputs, batch, generator), cutter, number):
-        add(f"count/{label}", torch.tensor(float(rows(batch))))
-        for name, gradient in found.items():
+
+    def losses(runner: FrozenRunner, outputs: list[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+        refuse_non_finite(program, batch, outputs, number)
+        return _checked(objective(runner, outputs, batch, generator))
+
+    for part, label, found in gradients(cutter, batch, lambda piece: _taped(cutter, piece), losses):
+        count = part.stop - part.start
+        add(f"count/{label}", torch.tensor(float(count)))
+        for g, gradient in zip(group(program).free, found, strict=True):
             if not torch.isfinite(gradient).all():
                 raise ScoreError(
-                    f"a gradient at the gates of {name!r} is not finite",
+                    f"a gradient at the gates of {g.name!r} is not finite",
                     at=f"batch {number}, objective {label}",
                     so="its units cannot be ranked",
                     fix=why_not_finite(program, batch),
                 )
             double = gradient.double()
-            add(f"mean/{label}/{name}", double.sum(0))
-            add(f"absolute/{label}/{name}", double.abs().sum(0))
-            add(f"squared/{label}/{name}", double.square().sum(0))
+            add(f"mean/{label}/{g.name}", double.sum(0))
+            add(f"absolute/{label}/{g.name}", double.abs().sum(0))
+            add(f"squared/{label}/{g.name}", double.square().sum(0))
             if keep_samples:
-                key = f"{ROWS}{label}/{name}"
+                key = f"{ROWS}{label}/{g.name}"
                 sums[key] = torch.cat([sums[key], gradient.float()]) if key in sums else gradient.float()
     return sums
 
 
-def _by_sample(
-    program: Program, batch: Batch, losses: Losses, cutter: Cutter, number: int
-) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """Every loss's gradients at the gates, `[samples, extent]`."""
-    parts = cutter.parts(batch)
-    if len(parts) > 1:
-        runner = FrozenRunner(program, taps=cutter.taps)
-        with torch.no_grad():
-            outputs = runner(batch)
-        refuse_non_finite(program, batch, outputs, number)
-        if cutter.cuts(runner.sources(outputs), batch):
-            yield from _in_parts(program, batch, losses, runner, outputs, parts)
-            return
-    gates = ones(program, rows(batch))
-    runner = FrozenRunner(program, gates=gates, taps=cutter.taps)
-    with torch.enable_grad():
-        outputs = runner(batch)
-        refuse_non_finite(program, batch, outputs, number)
-        pending = _checked(losses(runner, outputs))
-    for i, (label, value) in enumerate(pending):
-        found = torch.autograd.grad(value, list(gates.values()), retain_graph=i + 1 < len(pending), allow_unused=True)
-        yield label, dict(zip(gates, map(_or_zeros, found, gates.values()), strict=True))
-
-
-def _in_parts(
-    program: Program, batch: Batch, losses: Losses, runner: FrozenRunner, outputs: list[Any], parts: Sequence[slice]
-) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """The same for a batch that ran forward without a tape; see `optin_fx.tapes`."""
-    leaves = [value.detach().requires_grad_() for value in runner.sources(outputs)]
-    fresh = iter(leaves)
-    outputs = [next(fresh) if isinstance(value, torch.Tensor) and value.is_floating_point() else value for value in outputs]
-    runner.tapped = dict(zip(runner.tapped, fresh, strict=True))
-    with torch.enable_grad():
-        pending = _checked(losses(runner, outputs))
-    pulls = [
-        torch.autograd.grad(value, leaves, retain_graph=i + 1 < len(pending), allow_unused=True) for i, (_, value) in enumerate(pending)
-    ]
-    found: list[dict[str, list[torch.Tensor]]] = [{} for _ in pending]
-    for part in parts:
-        give_back()
-        gates = ones(program, part.stop - part.start)
-        piece = FrozenRunner(program, gates=gates, taps=tuple(runner.tapped))
-        with torch.enable_grad():
-            reached = piece.sources(piece(take(batch, part.start, part.stop)))
-        for i, pull in enumerate(pulls):
-            pairs = [(v, part_of(g, part, rows(batch))) for v, g in zip(reached, pull, strict=True) if g is not None and v.requires_grad]
-            values, at = zip(*pairs, strict=True) if pairs else ((), ())
-            gradients = torch.autograd.grad(values, list(gates.values()), at, retain_graph=i + 1 < len(pulls), allow_unused=True)
-            for name, gradient in zip(gates, map(_or_zeros, gradients, gates.values()), strict=True):
-                found[i].setdefault(name, []).append(gradient)
-    for (label, _), own in zip(pending, found, strict=True):
-        yield label, {name: torch.cat(gradients) for name, gradients in own.items()}
+def _taped(cutter: Cutter, batch: Batch) -> Taped:
+    """A run with a gate of its own for every sample and unit."""
+    gates = ones(cutter.program, rows(batch))
+    runner = FrozenRunner(cutter.program, gates=gates, taps=cutter.taps)
+    return Taped(runner, runner(batch), list(gates.values()))
 
 
 def _checked(found: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:
@@ -174,10 +124,6 @@ def _checked(found: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[str, torch
                 fix="compute it from the outputs that it is given, without detach() or no_grad()",
             )
     return pending
-
-
-def _or_zeros(gradient: torch.Tensor | None, gate: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(gate) if gradient is None else gradient
 
 
 def _means(program: Program, found: Mapping[str, torch.Tensor], label: str) -> GateGradients:

@@ -245,12 +245,15 @@ def find_pass(text: str | Pass, stage: str = "", **options: Any) -> Pass:
 def find_criterion(text: str, asked_by: str) -> ScorePass:
     """A scoring pass that another pass builds on, from its text form.
 
+    Args:
+        asked_by: the pass and its option, for the message.
+
     Raises:
         PipelineError: no such pass or option, or it does not score.
     """
     step = find_pass(text, "score")
     if not isinstance(step, ScorePass):
-        raise PipelineError(f"{text!r} is no criterion", at=f"{asked_by}, option within", fix="name a score pass")
+        raise PipelineError(f"{text!r} is no criterion", at=asked_by, fix="name a score pass")
     return step
 
 

@@ -14,11 +14,14 @@ import torch
 from torch import fx
 
 from optin_fx.analysis import Consumer
-from optin_fx.available import bytes_beside
+from optin_fx.attributes import unique_storages
+from optin_fx.available import bytes_to_use
 from optin_fx.channels import Renormalising
 from optin_fx.compensation import Compensation, Refitted
 from optin_fx.data import Batch
+from optin_fx.execution import current
 from optin_fx.freeing import give_back
+from optin_fx.interpreter import device_of
 from optin_fx.lockstep import Lockstep
 from optin_fx.logits import LogitRefitting, Product, product_of, products_due, sides_of
 from optin_fx.masks import token_mask
@@ -126,4 +129,8 @@ def _room(program: Program) -> int:
     The dense and the sliced weights, moments and values then stay below three times the dense weights, and the disk's share of the time
     is small: 8 % with MiniLM on 512 texts (`tools/bench_reconstruction.py memory`).
     """
-    return bytes_beside(program, 0.5, LEAST_ROOM)
+    free = bytes_to_use(device_of(program))
+    if current().memory_limit is not None:
+        return free
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in unique_storages(program.tensors.values()))
+    return min(free, max(weights // 2, LEAST_ROOM))

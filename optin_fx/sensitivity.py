@@ -10,14 +10,12 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from optin_fx.data import Batch, take
+from optin_fx.data import Batch
 from optin_fx.data import rows as leading
 from optin_fx.execution import ROWS, accumulate
-from optin_fx.freeing import give_back
-from optin_fx.interpreter import Runner
 from optin_fx.outputs import OutputTerm, output_terms
 from optin_fx.program import Program
-from optin_fx.tapes import Cutter, FrozenRunner, part_of
+from optin_fx.tapes import Cutter, FrozenRunner, Taped, gradients
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def sensitivities(
     def step(number: int, batch: Batch) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         sums = {}
-        for name, square in zip(names, _squares(program, batch, cutter, terms, draws, generator), strict=True):
+        for name, square in zip(names, _squares(batch, cutter, terms, draws, generator), strict=True):
             at_end = square.movedim(features[name], -1)
             at_rows = at_end.sum(-1).flatten()
             sums[f"{ROWS}{name}"] = at_rows
@@ -100,55 +98,21 @@ def sensitivities(
     return {name: Sensitivity(by_batch(name), found[name], samples) for name in names}
 
 
-def _squares(
-    program: Program, batch: Batch, cutter: Cutter, terms: Sequence[OutputTerm], draws: int, generator: torch.Generator
-) -> list[torch.Tensor]:
+def _squares(batch: Batch, cutter: Cutter, terms: Sequence[OutputTerm], draws: int, generator: torch.Generator) -> list[torch.Tensor]:
     """Squared gradients of the outputs at the tapped nodes, the mean over draws of a batch's labels."""
-    parts = cutter.parts(batch)
-    if len(parts) > 1:
-        whole = FrozenRunner(program, taps=cutter.taps)
-        with torch.no_grad():
-            outputs = whole(batch)
-        if cutter.cuts(whole.sources(outputs), batch):
-            leaves = {term.index: outputs[term.index].detach().requires_grad_() for term in terms}
-            drawn = _drawn(terms, leaves, draws, generator)
-            pulls = [dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True)) for value in drawn]
-            del whole, outputs, leaves, drawn
-            found = [_of_part(program, batch, part, cutter.taps, pulls) for part in parts]
-            return [torch.cat(pieces) for pieces in zip(*found, strict=True)]
-    runner = _Tapped(program, taps=cutter.taps)
-    with torch.enable_grad():
-        outputs = runner(batch)
-    return _squared(runner, cutter.taps, [([value], None) for value in _drawn(terms, dict(enumerate(outputs)), draws, generator)])
 
+    def drawn(_: FrozenRunner, outputs: list[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+        draw = (torch.stack([t.log_likelihood(outputs[t.index], generator) for t in terms]).sum() for _ in range(draws))
+        return [("likelihood", value) for value in draw]
 
-def _drawn(terms: Sequence[OutputTerm], outputs: Mapping[int, torch.Tensor], draws: int, generator: torch.Generator) -> list[torch.Tensor]:
-    """Log-likelihoods of labels drawn from the outputs."""
-    with torch.enable_grad():
-        return [torch.stack([t.log_likelihood(outputs[t.index], generator) for t in terms]).sum() for _ in range(draws)]
+    def taped(piece: Batch) -> Taped:
+        runner = _Tapped(cutter.program, taps=cutter.taps)
+        outputs = runner(piece)
+        return Taped(runner, outputs, [runner.tapped[name] for name in cutter.taps])
 
-
-def _of_part(
-    program: Program, batch: Batch, part: slice, taps: tuple[str, ...], pulls: Sequence[Mapping[int, torch.Tensor]]
-) -> list[torch.Tensor]:
-    """The same for some samples, from the gradients at the outputs of all; see `optin_fx.tapes`."""
-    give_back()
-    runner = _Tapped(program, taps=taps)
-    with torch.enable_grad():
-        outputs = runner(take(batch, part.start, part.stop))
-    at = [{i: part_of(gradient, part, leading(batch)) for i, gradient in pull.items() if outputs[i].requires_grad} for pull in pulls]
-    return _squared(runner, taps, [([outputs[i] for i in pull], list(pull.values())) for pull in at])
-
-
-def _squared(
-    runner: Runner, taps: tuple[str, ...], pulls: Sequence[tuple[list[torch.Tensor], list[torch.Tensor] | None]]
-) -> list[torch.Tensor]:
-    """Mean over pulls of the squared gradients at the tapped nodes."""
-    tapped = [runner.tapped[name] for name in taps]
-    squares = [torch.zeros_like(value, requires_grad=False) for value in tapped]
-    for i, (values, at) in enumerate(pulls):
-        found = torch.autograd.grad(values, tapped, at, retain_graph=i + 1 < len(pulls), allow_unused=True)
-        for square, gradient in zip(squares, found, strict=True):
-            if gradient is not None:
-                square += gradient.square() / len(pulls)
-    return squares
+    pieces: dict[int, list[torch.Tensor]] = {}
+    for part, _, found in gradients(cutter, batch, taped, drawn):
+        squares = [gradient.square() / draws for gradient in found]
+        earlier = pieces.get(part.start)
+        pieces[part.start] = squares if earlier is None else [a + b for a, b in zip(earlier, squares, strict=True)]
+    return [own[0] if len(own) == 1 else torch.cat(own) for own in zip(*pieces.values(), strict=True)]

@@ -8,8 +8,8 @@ gradients are those of the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from optin_fx.available import bytes_to_use
 from optin_fx.data import Batch, has_fixed_rows, rows, take
+from optin_fx.freeing import give_back
 from optin_fx.groups import group
 from optin_fx.interpreter import Runner, device_of
 from optin_fx.program import Program
@@ -72,6 +73,108 @@ class Cutter:
                 found = runner.sources(runner(take(batch, 0, 2)))
             self.known[key] = runner.bytes(), [value.shape for value in found]
         return self.known[key]
+
+
+class Taped(NamedTuple):
+    """A run with a tape.
+
+    Attributes:
+        runner, outputs: of the run.
+        leaves: where gradients are wanted.
+    """
+
+    runner: FrozenRunner
+    outputs: list[Any]
+    leaves: list[torch.Tensor]
+
+
+Losses = Callable[[FrozenRunner, list[Any]], Sequence[tuple[str, torch.Tensor]]]
+"""From a run and its outputs to labelled scalars. They read floating outputs and what was tapped, and nothing else that takes gradients."""
+
+_Start = tuple[str, list[torch.Tensor], list[torch.Tensor] | None]
+"""Where a backward pass begins: a loss's label, values, and the gradients at them."""
+
+_Pull = tuple[str, tuple[torch.Tensor | None, ...]]
+"""A loss's label and its gradients at a whole run's sources."""
+
+
+class PartGradients(NamedTuple):
+    """A loss's gradients at the leaves of a part's run.
+
+    Attributes:
+        part: rows of the batch.
+        label: the loss's.
+        at: the gradients; zeros where it does not depend on a leaf.
+    """
+
+    part: slice
+    label: str
+    at: tuple[torch.Tensor, ...]
+
+
+def gradients(cutter: Cutter, batch: Batch, taped: Callable[[Batch], Taped], losses: Losses) -> Iterator[PartGradients]:
+    """Gradients of every loss of a batch at the leaves of its parts' runs, part by part; the module's text says how.
+
+    Args:
+        taped: runs a part of the batch, or all of it. Gradients are enabled.
+        losses: called once, for the whole batch.
+    """
+    parts = cutter.parts(batch)
+    pulls = _pulls(cutter, batch, losses) if len(parts) > 1 else None
+    if pulls is None:
+        yield from _of_whole(batch, taped, losses)
+    else:
+        for part in parts:
+            give_back()
+            yield from _of_part(batch, part, taped, pulls)
+    give_back()  # tapes come and go with every batch, and are large beside the time that this takes
+
+
+def _pulls(cutter: Cutter, batch: Batch, losses: Losses) -> list[_Pull] | None:
+    """Every loss's gradients at the sources of a run without a tape; None where parts cannot take theirs."""
+    runner = FrozenRunner(cutter.program, taps=cutter.taps)
+    with torch.no_grad():
+        outputs = runner(batch)
+    if not cutter.cuts(runner.sources(outputs), batch):
+        return None
+    leaves = [value.detach().requires_grad_() for value in runner.sources(outputs)]
+    fresh = iter(leaves)
+    outputs = [next(fresh) if isinstance(value, torch.Tensor) and value.is_floating_point() else value for value in outputs]
+    runner.tapped = dict(zip(runner.tapped, fresh, strict=True))
+    with torch.enable_grad():
+        pending = losses(runner, outputs)
+    return list(_backward(leaves, [(label, [value], None) for label, value in pending]))
+
+
+def _of_whole(batch: Batch, taped: Callable[[Batch], Taped], losses: Losses) -> Iterator[PartGradients]:
+    with torch.enable_grad():
+        run = taped(batch)
+        starts: list[_Start] = [(label, [value], None) for label, value in losses(run.runner, run.outputs)]
+    return _at_leaves(slice(0, rows(batch)), run.leaves, starts)
+
+
+def _of_part(batch: Batch, part: slice, taped: Callable[[Batch], Taped], pulls: Sequence[_Pull]) -> Iterator[PartGradients]:
+    with torch.enable_grad():
+        run = taped(take(batch, part.start, part.stop))
+    sources = run.runner.sources(run.outputs)
+    starts: list[_Start] = []
+    for label, pull in pulls:
+        pairs = [(v, part_of(g, part, rows(batch))) for v, g in zip(sources, pull, strict=True) if g is not None and v.requires_grad]
+        starts.append((label, [value for value, _ in pairs], [gradient for _, gradient in pairs]))
+    return _at_leaves(part, run.leaves, starts)
+
+
+def _at_leaves(part: slice, leaves: list[torch.Tensor], starts: Sequence[_Start]) -> Iterator[PartGradients]:
+    for label, found in _backward(leaves, starts):
+        yield PartGradients(
+            part, label, tuple(torch.zeros_like(leaf) if at is None else at for leaf, at in zip(leaves, found, strict=True))
+        )
+
+
+def _backward(leaves: list[torch.Tensor], starts: Sequence[_Start]) -> Iterator[_Pull]:
+    """One backward pass from each start; the tape goes with the last one."""
+    for i, (label, values, at) in enumerate(starts):
+        yield label, torch.autograd.grad(values, leaves, at, retain_graph=i + 1 < len(starts), allow_unused=True)
 
 
 def part_of(value: torch.Tensor, part: slice, n: int) -> torch.Tensor:

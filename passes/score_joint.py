@@ -72,7 +72,7 @@ class ScoreJoint(ScorePass):
         return found
 
     def _ranked(self, program: Program, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
-        step = find_criterion(self.within, self.name())
+        step = find_criterion(self.within, f"{self.name()}, option within")
         if isinstance(step, ScoreJoint):
             raise PipelineError(f"{self.within!r} ranks no units", at="score-joint, option within", fix="name another score pass")
         values = step.score(program, batches)

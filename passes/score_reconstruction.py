@@ -96,7 +96,7 @@ class ScoreReconstruction(ScorePass):
     def _within(self, program: Program, batches: Sequence[Batch], earlier: Scores | None) -> dict[str, torch.Tensor]:
         if not self.within:
             return {g.name: torch.zeros(g.extent, dtype=torch.float64) for g in group(program).free}
-        step = find_criterion(self.within, self.name())
+        step = find_criterion(self.within, f"{self.name()}, option within")
         if earlier is not None and (earlier.method, earlier.fingerprint) == (str(step), group(program).fingerprint):
             return {name: value.clone() for name, value in earlier.values.items()}
         return {name: v.double().cpu() for name, v in step.score(program, batches).items() if not name.startswith("extra/")}

@@ -45,6 +45,7 @@ class SearchTrial(BudgetedSearch):
     Attributes:
         tries: one text for each try, `options` of `search-rank` for the scores at hand ("" for its defaults), or `criterion: options` for
             another criterion's, scored on the part that is compensated on.
+        criteria: whether tries of other criteria are made; without them every plan comes from the scores at hand.
         sure: by how many standard errors of the paired difference a later try must be better than the first.
         compensate: the `rewrite-reconstruct` to try with.
         samples: the tries are compensated on so many samples (whole batches), at most half of all, and compared on the next ones, at
@@ -56,14 +57,15 @@ class SearchTrial(BudgetedSearch):
     sure: float = 1.0
     compensate: str = "rewrite-reconstruct"
     samples: int = 128
+    criteria: bool = True
 
     reads: ClassVar[tuple[str, ...]] = ("program", "scores", "data")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "tries", (self.tries,) if isinstance(self.tries, str) else tuple(self.tries))
-        if not self.tries:
-            raise ValueError("tries names at least one way")
+        if not self._made():
+            raise ValueError("tries names at least one way" + ("" if self.criteria else " for the scores at hand"))
 
     def apply(self, state: State) -> State:
         """The best plan; losses of all are in its provenance.
@@ -92,10 +94,11 @@ class SearchTrial(BudgetedSearch):
 
     def _plans(self, state: State, seen: Sequence[Batch]) -> dict[str, Plan]:
         """The distinct plans by the names of the tries that came to them first."""
-        steps = [self._parsed(text) for text in self.tries]
+        tries = self._made()
+        steps = [self._parsed(text) for text in tries]
         scored: dict[ScorePass | None, State] = {None: state}
         plans: dict[str, Plan] = {}
-        for text, (criterion, searching) in zip(self.tries, steps, strict=True):
+        for text, (criterion, searching) in zip(tries, steps, strict=True):
             if criterion is not None and criterion not in scored:
                 scored[criterion] = criterion.apply(replace(state, data=seen))
             plan = searching.apply(scored[criterion]).plan
@@ -129,13 +132,17 @@ class SearchTrial(BudgetedSearch):
             losses[name] = torch.cat(found).nan_to_num(nan=1e30, posinf=1e30).clamp_min(0.0).sqrt()
         return losses
 
+    def _made(self) -> tuple[str, ...]:
+        """The tries that are made."""
+        return tuple(text for text in self.tries if self.criteria or not _TRY.fullmatch(text))
+
     def _parsed(self, text: str) -> tuple[ScorePass | None, SearchRank]:
         """The criterion of a try, None for the scores at hand, and its search."""
         criterion, options = found.groups() if (found := _TRY.fullmatch(text)) else (None, text)
         own = {option.name: getattr(self, option.name) for option in fields(BudgetedSearch)}
         step = find_pass(f"search-rank{{{options}}}", "search", **own)
         assert isinstance(step, SearchRank)
-        return None if criterion is None else find_criterion(criterion, self.name()), step
+        return None if criterion is None else find_criterion(criterion, f"{self.name()}, option tries"), step
 
 
 def chosen(losses: Mapping[str, torch.Tensor], sure: float) -> str:

@@ -12,7 +12,7 @@ import optin_fx as ofx
 from optin_fx.annotation import annotated_scores
 from optin_fx.data import batches_of, first_batches, parted
 from optin_fx.errors import PipelineError
-from optin_fx.passes.search_trial import chosen
+from optin_fx.passes.search_trial import SearchTrial, chosen
 from optin_fx.pipeline import State, find_pass
 
 
@@ -106,9 +106,15 @@ def test_pruning_tries_where_it_compensates(state: State) -> None:
     assert "reconstruction:" in ofx.prune(state.program, **given).plan.provenance["tries"]
     asked = ofx.prune(state.program, **given, score="magnitude").plan.provenance
     assert asked["search"].startswith("search-trial")
-    assert not [name for name in asked["tries"] if ":" in name]
+    default = {name for name in SearchTrial().tries if ":" not in name}
+    assert asked["tries"].keys() <= {name or "defaults" for name in default}
     assert ofx.prune(state.program, **given, balance=0.5).plan.provenance["search"].startswith("search-rank{balance=0.5")
     assert ofx.prune(state.program, **given, compensate="none").plan.provenance["search"].startswith("search-rank")
+
+
+def test_tries_of_criteria_alone_need_criteria() -> None:
+    with pytest.raises(PipelineError, match="for the scores at hand"):
+        find_pass("trial", "search", tries="magnitude:", criteria=False)
 
 
 def test_it_needs_a_compensation_to_try_with(state: State) -> None:
