@@ -1,4 +1,4 @@
-"""The zoo: stock architectures, each one row of a table, one table per family.
+"""The zoo: stock architectures, each one row of a table.
 
     from optin_fx.testing import zoo
 
@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from fnmatch import fnmatch
 
-from optin_fx.testing.zoo import cnn, decoders, encoders, hybrids, plain, vision
+from optin_fx.testing.zoo import cnn, decoders, encoders, hybrids, plain, vision, vision_detection, vision_timm
 from optin_fx.testing.zoo.entry import Entry, randomise
 
-ENTRIES: tuple[Entry, ...] = encoders.ENTRIES + decoders.ENTRIES + vision.ENTRIES + cnn.ENTRIES + hybrids.ENTRIES + plain.ENTRIES
+_TABLES = (encoders, decoders, vision, vision_detection, vision_timm, cnn, hybrids, plain)
+ENTRIES: tuple[Entry, ...] = tuple(entry for table in _TABLES for entry in table.ENTRIES)
 FAMILIES = tuple(dict.fromkeys(entry.family for entry in ENTRIES))
 _BY_NAME = {entry.name: entry for entry in ENTRIES}
 if len(_BY_NAME) != len(ENTRIES):

@@ -193,3 +193,14 @@ def vision(name: str, small: Mapping[str, Any], real: Mapping[str, Any] | None =
         return function(**options)
 
     return build
+
+
+def nested(name: str, small: Mapping[str, Any], real: Mapping[str, Any]) -> Callable[[bool], Any]:
+    """A config inside a config."""
+
+    def build(is_small: bool) -> Any:
+        import transformers
+
+        return getattr(transformers, name)(**(small if is_small else real))
+
+    return build
