@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import optin_fx as ofx
-from optin_fx import rulebook
+from optin_fx import rulebook, verifying
+from optin_fx.attributes import assign
 from optin_fx.errors import VerifyError
 from optin_fx.verifying import Agreement, agreement
 
@@ -74,3 +75,48 @@ def test_a_wrong_rule_is_found_out() -> None:
         "  so  the rewrite is not exact for this model, and its result must not be used\n"
         "  fix optin_fx.shrink.bisect(program, plan) names the first node that differs; please report it"
     )
+
+
+class Ranked(nn.Module):
+    """Rows in the order of their scores, of which thousands lie so close together that rounding decides between some."""
+
+    def __init__(self, by: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.by = by
+        self.body = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 3))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = self.body(x)
+        scores = rows[:, 0]
+        values, order = scores.topk(len(rows) - 1) if self.by == "topk" else (scores, scores.argsort())
+        return rows[order], values
+
+
+@pytest.mark.parametrize("by", ["topk", "argsort"])
+def test_choices_that_rounding_decides(by: str) -> None:
+    program = ofx.trace(Ranked(by).eval(), torch.randn(20_000, 8))
+    found = ofx.verify(program, ofx.random_plan(program, seed=0))
+    assert found.rounding is not None
+    assert found.rounding > 1e-2
+    assert found.max_rel < 1e-5
+    assert "near ties" in str(found)
+
+
+def test_the_same_choices_do_not_excuse_a_wrong_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = ofx.trace(Ranked("argsort").eval(), torch.randn(20_000, 8))
+    plan = ofx.random_plan(program, seed=0)
+    whole = verifying.mask_graph
+
+    def wrong(*args: object, **kwargs: object) -> torch.fx.GraphModule:
+        module = whole(*args, **kwargs)
+        bias = next(name for name, value in module.named_parameters() if value.shape == (3,))
+        assign(module, bias, nn.Parameter(module.get_parameter(bias) + 1e-4))
+        return module
+
+    monkeypatch.setattr(verifying, "TOLERANCE", {torch.float64: 1e-9, torch.float32: 1e-6})
+    assert ofx.verify(program, plan)
+    monkeypatch.setattr(verifying, "mask_graph", wrong)
+    found = ofx.verify(program, plan)
+    assert not found
+    assert found.rounding is None

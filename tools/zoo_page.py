@@ -21,7 +21,8 @@ batch where it allows one, and cut by {plans} random plans.
 * **inside**: the same share of FLOPs, without the ops that have a weight with an axis that the model's inputs or outputs give its extent
   (patch embeddings and stems, heads, vocabularies).
 * **pinned**: how many groups must stay, by reason, the three commonest.
-* **error**: largest relative difference of the sliced program from the masked one, over all plans and outputs.
+* **error**: largest relative difference of the sliced program from the masked one, over all plans and outputs; "same choices" where
+  rounding decides which of near ties are taken (top-k): both then take the same ones, and what they chose by is compared, too.
 * **analysis**: processor time of `ofx.group`, on one thread, with all that it makes on first use.
 * **ONNX**: largest relative difference of ONNX Runtime's outputs from the program's, dense and pruned, at test sizes.
 
@@ -49,7 +50,7 @@ def row(entry: zoo.Entry, facts: dict[str, Any], onnx: dict[str, Any] | None = N
             f"{found.inner_share:.0%}",
             ", ".join(f"{count} {reason}" for reason, count in list(found.pins.items())[:3]),
             f"{1e3 * found.seconds:.0f} ms",
-            f"{found.worst:.0e}",
+            f"{found.worst:.0e}" + (" same choices" if found.rounding else ""),
             _onnx(onnx),
         ]
     )

@@ -32,6 +32,7 @@ class Survey:
         inner_share: the same of the FLOPs of all ops but those with a weight whose extent an input or output pins (first and last layers).
         seconds: processor time of the analysis.
         errors: relative error of sliced against masked, one per random plan.
+        rounding: the errors that near ties make, of the plans that were compared with the same choices; see `Agreement.rounding`.
         moved: how far the masked outputs are from the dense ones, one per plan; 0 would mean that nothing was tested.
     """
 
@@ -45,6 +46,7 @@ class Survey:
     inner_share: float = 0.0
     seconds: float = 0.0
     errors: list[float] = field(default_factory=list)
+    rounding: list[float] = field(default_factory=list)
     moved: list[float] = field(default_factory=list)
 
     @property
@@ -77,6 +79,8 @@ def survey(program: Program, *, plans: int = 3, keep: float = 0.5, shares: bool 
         agreement = ofx.verify(program, ofx.random_plan(program, keep=keep, seed=seed))
         found.errors.append(agreement.max_rel)
         found.moved.append(agreement.moved)
+        if agreement.rounding is not None:
+            found.rounding.append(agreement.rounding)
     return found
 
 

@@ -1,0 +1,90 @@
+"""Run two versions of a program with the same choices: which of near ties a top-k, a sort or a comparison takes, rounding decides.
+
+A detector takes 300 of 8,400 queries by their scores, and some scores are equal but for the last bit. Two programs that compute the same in
+another order then choose, or order, others, and everything behind differs. So one program's choices are put into the other, and what each
+chose by is compared instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+
+class Choosing(fx.Interpreter):
+    """Remembers, by node, what was chosen and by which values; a choice is anything but floats that an op makes of floats."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self.made: dict[str, tuple[list[torch.Tensor], Any]] = {}
+        self.at: str = ""
+
+    def run_node(self, n: fx.Node) -> Any:
+        """With the node's name at hand."""
+        self.at = n.name
+        return super().run_node(n)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """An op; a choice is noted."""
+        result = super().call_function(target, args, kwargs)
+        by = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if _floats(leaf)]
+        return self.chosen(by, result) if by and any(map(_chooses, pytree.tree_leaves(result))) else result
+
+    def chosen(self, by: list[torch.Tensor], result: Any) -> Any:
+        """Note a choice."""
+        self.made[self.at] = by, result
+        return result
+
+
+class Following(Choosing):
+    """Makes the choices of another run.
+
+    Attributes:
+        furthest: largest relative difference of the values by which both chose, where they chose otherwise.
+    """
+
+    def __init__(self, module: fx.GraphModule, leader: Choosing) -> None:
+        super().__init__(module)
+        self.leader, self.furthest = leader, 0.0
+
+    def chosen(self, by: list[torch.Tensor], result: Any) -> Any:
+        """The leader's choice, and floats of one's own; where shapes differ, inside what was cut, all is one's own."""
+        if self.at not in self.leader.made:
+            return result
+        others, theirs = self.leader.made[self.at]
+        ours, spec = pytree.tree_flatten(result)
+        led = pytree.tree_leaves(theirs)
+        pairs = list(zip(ours, led, strict=True)) if len(ours) == len(led) else []
+        if not pairs or not all(_alike(a, b) for a, b in (*pairs, *zip(by, others, strict=True))):
+            return result
+        if all(torch.equal(a, b) for a, b in pairs if _chooses(a)):
+            return result
+        self.furthest = max(self.furthest, *(_apart(a, b) for a, b in zip(by, others, strict=True)))
+        return pytree.tree_unflatten([b if _chooses(a) else a for a, b in pairs], spec)
+
+
+def _floats(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+
+
+def _chooses(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and not leaf.is_floating_point() and not leaf.is_complex()
+
+
+def _alike(ours: Any, theirs: Any) -> bool:
+    tensors = isinstance(ours, torch.Tensor), isinstance(theirs, torch.Tensor)
+    return (ours.shape == theirs.shape and ours.dtype == theirs.dtype) if all(tensors) else not any(tensors)
+
+
+def _apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Largest difference as a share of the largest finite entry."""
+    finite = torch.isfinite(ours) & torch.isfinite(theirs)
+    if not torch.equal(torch.isfinite(ours), torch.isfinite(theirs)):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    difference, scale = (ours - theirs)[finite].abs().max().item(), theirs[finite].abs().max().item()
+    return difference / scale if scale > 0 else difference
