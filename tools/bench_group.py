@@ -1,6 +1,6 @@
-"""How long grouping takes: the seven published models, a transformer at depth 12 to 96, and a graph of 10,000 nodes.
+"""How long grouping takes: the seven published models, a transformer at depth 12 to 96, a graph of 10,000 nodes, and the whole zoo.
 
-    python tools/bench_group.py [--quick]
+    python tools/bench_group.py [--quick] [--zoo]
 
 Tracing is not counted. Each figure is the processor time of the best of five fresh analyses, in one thread, so that other work on the
 machine does not show.
@@ -9,6 +9,7 @@ machine does not show.
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from optin_fx.analysis import Analysis, analyse
 from optin_fx.groups import groups_of
 from optin_fx.program import Program, trace
-from optin_fx.testing import published
+from optin_fx.testing import published, zoo
 
 LIMIT_MODEL, LIMIT_LARGE = 0.1, 1.0  # seconds
+PACE = 10.0  # ms per 100 nodes, on every model
 
 
 class Encoder(nn.Module):
@@ -70,10 +72,25 @@ def row(name: str, program: Program, limit: float | None = None) -> None:
     print(f"{name:<22} {nodes:>6} nodes {1e3 * took:>8.1f} ms {1e6 * took / nodes:>6.0f} us/node{verdict}", flush=True)
 
 
+def whole_zoo() -> None:
+    """The pace over the zoo at test sizes, and the models that are slower than they should be."""
+    paces = {}
+    for entry in zoo.ENTRIES:
+        program = entry.program()
+        paces[entry.name] = 1e5 * seconds(program) / len(program.graph_module.graph.nodes)
+    slowest = max(paces, key=lambda name: paces[name])
+    slow = [f"{name} {pace:.1f}" for name, pace in paces.items() if pace > PACE]
+    middle = statistics.median(paces.values())
+    print(f"zoo: {len(paces)} models, median {middle:.1f} ms per 100 nodes, worst {paces[slowest]:.1f} ({slowest})")
+    print(f"zoo: models above {PACE:g} ms per 100 nodes: {', '.join(slow) or 'none'}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="models with fewer layers, depths 12 and 24, no large graph")
-    quick = parser.parse_args().quick
+    parser.add_argument("--zoo", action="store_true", help="also every model of the zoo, some minutes")
+    options = parser.parse_args()
+    quick = options.quick
     torch.set_num_threads(1)
     for name in published.MODELS:
         row(name, published.program(name, brief=quick), LIMIT_MODEL)
@@ -81,6 +98,8 @@ def main() -> None:
         row(f"encoder, depth {depth}", trace(Encoder(depth).eval(), (torch.randn(2, 5, 24),)))
     if not quick:
         row("chain", trace(Chain(1250).eval(), (torch.randn(2, 4),)), LIMIT_LARGE)
+    if options.zoo:
+        whole_zoo()
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def decoder(
     dynamic: Callable[[], Any] | None = None,
     attention: str | None = None,
     length: int = 7,
+    real_length: int = 64,
     note: str = "",
 ) -> Entry:
     inputs = ("input_ids", "attention_mask") if mask else ("input_ids",)
@@ -78,7 +79,7 @@ def decoder(
         "decoders",
         f"transformers:{model}",
         with_caches(hf(model, config, {**base[0], **(small or {})}, {**base[1], **(real or {})}, attention=attention)),
-        text(53, mask=mask, small=length),
+        text(53, mask=mask, small=length, real=real_length),
         dynamic or batch_and_sequence(*inputs),
         note,
     )
@@ -419,6 +420,7 @@ ENTRIES = (
         base=(SPLIT, REAL),
         small={"num_local_experts": 4, "experts_implementation": "batched_mm"},
         real={"num_local_experts": 8, "intermediate_size": 2048, "experts_implementation": "batched_mm"},
+        real_length=8,  # every token fetches its experts' weights
         note="experts by a batched matmul",
     ),
     decoder("qwen3_moe", "Qwen3MoeForCausalLM", "Qwen3MoeConfig", small=MOE, real=REAL_MOE),
