@@ -23,8 +23,8 @@ batch where it allows one, and cut by {plans} random plans.
 * **pinned**: how many groups must stay, by reason, the three commonest.
 * **error**: largest relative difference of the sliced program from the masked one, over all plans and outputs; "same choices" where
   rounding decides which of near ties are taken (top-k): both then take the same ones, and what they chose by is compared, too.
-* **analysis**: processor time of the first `ofx.group`, one thread, beside other work: most of it is torch's unlifting of the exported program,
-  which any pass needs; the analysis alone is in "Time of the analysis".
+* **analysis**: processor time of the first `ofx.group`, one thread, beside other work: most of it is torch's unlifting of the exported
+  program, which any pass needs; the analysis alone is in "Time of the analysis".
 * **ONNX**: largest relative difference of ONNX Runtime's outputs from the program's, dense and pruned, at test sizes.
 
 """
@@ -112,7 +112,7 @@ def times(output: Path) -> str:
     """What `tools/bench_group.py --zoo` printed, without the progress bars of the libraries that loaded the models."""
     if not output.is_file():
         return ""
-    head = "## Time of the analysis\n\n`python tools/bench_group.py --zoo`, processor time, best of five, the graph module at hand (torch makes it once):\n\n"
+    head = "## Time of the analysis\n\n`python tools/bench_group.py --zoo`, processor time, best of five:\n\n"
     table = "\n".join(line for line in output.read_text().splitlines() if " nodes " in line or line.startswith("zoo: "))
     return f"{head}```text\n{table}\n```\n"
 
