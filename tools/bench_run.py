@@ -30,7 +30,12 @@ SHAPES: dict[str, Callable[[], Any]] = {
     "minilm": lambda: bert(**MINILM)[0],
     "bert-base": lambda: bert()[0],
 }
-TITLE = "# A whole run: time and memory\n\nMade by `python tools/bench_run.py {arguments} --write`: {what}.\n\n"
+TITLE = """# A whole run: time and memory
+
+Made by `python tools/bench_run.py minilm bert-base --memory-limit 128MB --write`, which keeps what another call has written: 512 texts of
+64 tokens in batches of 32, to 50 % of the FLOPs.
+
+"""
 
 
 def main() -> None:
@@ -44,20 +49,29 @@ def main() -> None:
     parser.add_argument("--memory-limit", help="run once more with this limit for what passes keep: 128MB")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     options = parser.parse_args()
-    what = f"{options.samples} texts of {options.tokens} tokens in batches of {options.batch}, to 50 % of the FLOPs"
-    arguments = " ".join(options.models) + (f" --memory-limit {options.memory_limit}" if options.memory_limit else "")
-    parts = [TITLE.format(arguments=arguments, what=what)]
+    if options.write and (options.samples, options.tokens, options.batch) != (512, 64, 32):
+        parser.error("the page is about 512 samples of 64 tokens in batches of 32")
+    parts = sections(PAGE.read_text()) if PAGE.exists() else {}
     for name in options.models:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             batch = pool.apply(one_batch, (name, options.tokens, options.batch))
         for limit in (None, options.memory_limit) if options.memory_limit else (None,):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                parts.append(pool.apply(one, (name, options.samples, options.tokens, options.batch, options.search, batch, limit)))
-            print(parts[-1], flush=True)
-    around = environment()
-    parts.append(f"{around['cpu']}, {torch.get_num_threads()} threads, load {around['load_average'][0]}; torch {torch.__version__}.\n")
-    if options.write:
-        PAGE.write_text("".join(parts))
+                found = pool.apply(one, (name, options.samples, options.tokens, options.batch, options.search, batch, limit))
+            print(found, flush=True)
+            parts |= sections(found)
+            if options.write:
+                PAGE.write_text(TITLE + "\n".join(parts[title] for title in sorted(parts, key=order)))
+
+
+def sections(text: str) -> dict[str, str]:
+    """The sections of a page by their titles."""
+    return {part.split("\n", 1)[0]: f"## {part.strip()}\n" for part in text.split("## ")[1:] if not part.startswith("#")}
+
+
+def order(title: str) -> tuple[int, str]:
+    """Small models first, without a limit first."""
+    return list(SHAPES).index(title.split(",")[0]), title
 
 
 def made(name: str) -> tuple[Any, int]:
@@ -99,7 +113,9 @@ def one(name: str, samples: int, tokens: int, batch: int, search: str | None, of
         f"its peak. Goal: three times the weights and one batch, {goal / 1e6:.0f} MB: {'met' if added <= goal else 'NOT met'}. "
         f"{result.report.agreement}."
     )
-    return f"## {name}{f', memory limit {limit}' if limit else ''}\n\n{table}\n\n{facts}\n\n"
+    around = environment()
+    where = f"{around['cpu']}, {torch.get_num_threads()} threads, load {around['load_average'][0]}; torch {torch.__version__}."
+    return f"## {name}{f', memory limit {limit}' if limit else ''}\n\n{table}\n\n{facts}\n\n{where}\n"
 
 
 if __name__ == "__main__":
