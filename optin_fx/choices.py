@@ -13,6 +13,23 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from optin_fx.program import Program
+from optin_fx.source_lines import user_line
+
+_BY_RANK = {"topk", "sort", "argsort", "argmax", "argmin", "max", "min", "median", "kthvalue"}
+
+
+def first_choice(program: Program) -> str | None:
+    """The first op that chooses among floats by their rank, as `name (file:line)`; None where no op does."""
+    for node in program.graph_module.graph.nodes:
+        if node.op != "call_function" or str(node.target).removeprefix("aten.").split(".")[0] not in _BY_RANK:
+            continue
+        results = pytree.tree_leaves(node.meta.get("val"))
+        if _floats(node.args[0].meta.get("val")) and any(map(_chooses, results)):
+            where = user_line(node.meta.get("stack_trace"))
+            return node.name + (f" ({where})" if where else "")
+    return None
+
 
 class Choosing(fx.Interpreter):
     """Remembers, by node, what was chosen and by which values; a choice is anything but floats that an op makes of floats."""

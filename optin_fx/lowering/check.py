@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from optin_fx.choices import first_choice
 from optin_fx.lowering.closeness import Closeness, closeness
 from optin_fx.lowering.engine import Engine
 from optin_fx.program import Program
@@ -26,6 +27,16 @@ def agreement(engine: Engine, program: Program) -> Closeness:
         found = compare(engine, program, args, kwargs)
         worst = Closeness(*(max(a, b) for a, b in zip(_fields(worst), _fields(found), strict=True)))
     return worst
+
+
+def advice(program: Program, fix: str) -> str:
+    """What to do about a difference; a choice by rank may be innocent, and then no precision helps."""
+    chosen = first_choice(program)
+    if chosen is None:
+        return fix
+    return (
+        f"{fix}; or it is near ties: {chosen} chooses by rank, and rounding may choose otherwise (check=False, and judge it on your data)"
+    )
 
 
 def compare(engine: Engine, program: Program, args: Any, kwargs: Any) -> Closeness:

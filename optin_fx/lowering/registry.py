@@ -153,7 +153,7 @@ def lower(
     engine.facts.setdefault("program", program.fingerprint)
     engine.facts["build_s"] = round(time.perf_counter() - started, 3)
     if check and engine.cannot_run is None:
-        from optin_fx.lowering.check import agreement
+        from optin_fx.lowering.check import advice, agreement
 
         engine.closeness = agreement(engine, program)
         limit = TOLERANCE[parsed.precision] if tolerance is None else tolerance
@@ -162,7 +162,7 @@ def lower(
                 f"the {parsed} engine disagrees with its program: {engine.closeness}",
                 at=f"tolerance {limit:g} relative",
                 so="the engine is not returned",
-                fix="pass tolerance= or check=False if that is good enough, or choose a higher precision",
+                fix=advice(program, "pass tolerance= or check=False if that is good enough, or choose a higher precision"),
             )
     return engine
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from optin_fx.errors import LoweringError, MissingExtra
-from optin_fx.lowering.check import agreement
+from optin_fx.lowering.check import advice, agreement
 from optin_fx.lowering.closeness import TOLERANCE
 from optin_fx.lowering.engine import Engine
 from optin_fx.lowering.onnx import OnnxEngine
@@ -127,7 +127,7 @@ def _checked_onnx(model: Any, program: Program, target: Target, signature: Signa
             f"the ONNX model disagrees with its program: {found}",
             at=f"tolerance {TOLERANCE[target.precision]:g} relative, in ONNX Runtime",
             so="the engine is not returned",
-            fix="choose a higher precision, or pass check_onnx=False",
+            fix=advice(program, "choose a higher precision, or pass check_onnx=False"),
         )
     return asdict(found)
 

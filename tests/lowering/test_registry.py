@@ -103,6 +103,13 @@ def test_a_missing_extra_says_what_to_install(
     assert f"needs the package '{package}', which is not installed\n  fix pip install 'optin-fx[{extra}]'" in str(error.value)
 
 
+class Ranked(torch.nn.Module):
+    """Its inputs, the larger ones first."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.gather(1, x.topk(3, 1).indices)
+
+
 class Wrong(Engine):
     """An engine whose numbers are off."""
 
@@ -126,5 +133,8 @@ def test_an_engine_that_disagrees_is_not_returned(monkeypatch: pytest.MonkeyPatc
         "  at  tolerance 0.001 relative\n  so  the engine is not returned\n"
         "  fix pass tolerance= or check=False if that is good enough, or choose a higher precision"
     )
+    ranked = ofx.trace(Ranked(), (torch.rand(2, 3),))
+    with pytest.raises(LoweringError, match=r"near ties: topk \(.*test_registry\.py:\d+\) chooses by rank"):
+        lower(ranked, "wrong")
     assert lower(program, "wrong", tolerance=0.6).closeness is not None
     assert lower(program, "wrong", check=False).closeness is None
