@@ -49,6 +49,7 @@ class Consumer:
         dim: dim of that operand.
         leaves: the leaves in that dim that are summed over (others may pass, as the groups of a grouped conv do).
         choice: the units are chosen among, not summed over: removed ones become -inf, and a gate adds its logarithm.
+        worth: what chosen units are worth is looked up here, not summed: removed ones are never looked up, and a gate multiplies.
     """
 
     node: str
@@ -56,6 +57,7 @@ class Consumer:
     dim: int
     leaves: frozenset[Axis]
     choice: bool = False
+    worth: bool = False
 
     def gated(self, value: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         """The operand with a gate that broadcasts to it: zero takes units out, one leaves them as they are."""

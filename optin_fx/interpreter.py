@@ -23,6 +23,7 @@ from optin_fx.dims import Axis, leaves, spread
 from optin_fx.groups import groups_of, leaf_names
 from optin_fx.offload import store_of
 from optin_fx.program import Program
+from optin_fx.rulebook import is_left
 
 Observe = Callable[[Consumer, torch.Tensor, Callable[[int], torch.Tensor]], None]
 """Called with a consumer, the gated tensor that it is about to read, and a function that gives the call's other operands by number."""
@@ -100,7 +101,7 @@ class Runner(fx.Interpreter):
             for consumer in consumers:
                 operand = operands[consumer.operand]
                 value = self.gated(consumer, operand_of(consumer.operand))
-                if self.observe is not None and not consumer.choice:
+                if self.observe is not None and not (consumer.choice or consumer.worth):
                     self.observe(consumer, value, operand_of)
                 write(n, args, kwargs, operand.name, operand.index, value)
             result = self.call_function(n.target, tuple(args), kwargs)
@@ -155,8 +156,26 @@ def consumers_by_node(analysis: Analysis) -> dict[str, list[Consumer]]:
 
 
 def readers_by_node(analysis: Analysis) -> dict[str, list[Consumer]]:
-    """The same with the places where prunable units are chosen among: all that a gate acts on."""
+    """The same with the places where prunable units are chosen among, or their worth looked up: all that a gate acts on."""
     return analysis.once(_readers_by_node)
+
+
+def lookups(analysis: Analysis) -> Iterable[Consumer]:
+    """Places where the worth of chosen units is looked up by position, as the choice itself hands out positions only.
+
+    A router may rank experts by one score and weigh them by another (DeepSeek-V3: with and without a correction). A gate at the choice then
+    has no gradient, for nothing of it comes out but positions; here it has one.
+    """
+    for name, applied in analysis.applied.items():
+        for number, (_, factor) in applied.line.told.items():
+            told = analysis.references.told(applied.call, number)
+            if told is None or not applied.operands[0] or not is_left(analysis.applied[told.by].call.node, 0):
+                continue
+            axes = analysis.axes[applied.call.operands[0].node.name]
+            units = frozenset(leaf for leaf in leaves(applied.factors[factor]) if leaf.size > 1)
+            dims = [dim for dim, term in enumerate(applied.operands[0]) if factor in term.names()]
+            if dims and batch_dim(analysis, axes) is not None:  # a weight that is looked up holds no worth
+                yield Consumer(name, 0, dims[0], units, worth=True)
 
 
 def _consumers_by_node(analysis: Analysis) -> dict[str, list[Consumer]]:
@@ -164,7 +183,7 @@ def _consumers_by_node(analysis: Analysis) -> dict[str, list[Consumer]]:
 
 
 def _readers_by_node(analysis: Analysis) -> dict[str, list[Consumer]]:
-    return _by_node(analysis, [*analysis.consumers(), *analysis.choosers()])
+    return _by_node(analysis, [*analysis.consumers(), *analysis.choosers(), *lookups(analysis)])
 
 
 def _by_node(analysis: Analysis, consumers: Iterable[Consumer]) -> dict[str, list[Consumer]]:

@@ -54,7 +54,7 @@ class References:
 
     def held(self, call: Call, line: Line) -> frozenset[str]:
         """Factors that the line pins, and that are not to be pinned: positions along them are told, or come in."""
-        told = {name for k, (kind, name) in line.told.items() if (found := self._operand(call, k)) is not None and found.kind == kind}
+        told = {name for k, (kind, name) in line.told.items() if (found := self.told(call, k)) is not None and found.kind == kind}
         return frozenset(told | {name for kind, name in line.tells.values() if kind == POSITIONS})
 
     def follow(self, applied: Applied) -> None:
@@ -62,7 +62,7 @@ class References:
         call, line = applied.call, applied.line
         name = call.node.name
         for k, operand in enumerate(call.operands):
-            found = self._operand(call, k)
+            found = self.told(call, k)
             if found is None or (k < len(line.operands) and line.operands[k] is None):
                 continue
             kind, factor = line.told.get(k, ("", ""))
@@ -70,7 +70,7 @@ class References:
                 self._tie(found, applied.factors[factor], Pin(line.why, name))
             elif not (k == 0 and operand.index is None and call.op in _CARRIERS[found.kind]):
                 pin(found.axis, Pin(f"its units' {found.kind} are computed with ({call.op})", name))
-        first = self._operand(call, 0) if call.operands else None
+        first = self.told(call, 0) if call.operands else None
         results: list[Reference | None] = [None] * len(call.results)
         if first is not None and call.op in _CARRIERS[first.kind]:
             results[0] = first
@@ -107,7 +107,8 @@ class References:
                 for axis, why in axes:
                     pin(axis, why)
 
-    def _operand(self, call: Call, number: int) -> Reference | None:
+    def told(self, call: Call, number: int) -> Reference | None:
+        """What the values of an operand speak of."""
         if number >= len(call.operands):
             return None
         found = self.of.get(call.operands[number].node.name)

@@ -127,6 +127,25 @@ def test_criteria_that_read_gates_tell_experts_apart(routed: ofx.Program, method
     assert len({round(float(s), 9) for s in scores}) > 1
 
 
+def test_gates_of_experts_that_are_ranked_by_one_score_and_weighed_by_another() -> None:
+    """DeepSeek-V3: the choice hands out positions only, so the gates' gradients come from where the weights are looked up."""
+    program = stock("deepseek_v3")
+    batch = Batch(program.args, program.kwargs)
+    names = [g.name for g in experts(program)]
+    for name in names:
+        extent = ofx.group(program)[name].extent
+        gate = torch.ones(extent, requires_grad=True)
+        (gradient,) = torch.autograd.grad(Runner(program, gates={name: gate})(batch)[0].square().sum(), gate)
+        assert gradient.abs().min() > 0
+        gone = torch.ones(extent)
+        gone[0] = 0.0
+        (found, *_) = Runner(program, gates={name: gone})(batch)
+        plan = ofx.make_plan(program, {name: range(1, extent)})
+        torch.testing.assert_close(found, ofx.mask(program, plan)(*program.args, **program.kwargs).logits)
+    scores = ofx.score(program, "trajectory-sketch", [batch])
+    assert all(scores[name].min() > 0 for name in names)
+
+
 @pytest.mark.parametrize("method", ["activation", "wanda"])
 def test_criteria_that_read_contractions_hold_experts_for_alike(method: str) -> None:
     pattern = patterns.get("LookedUpExperts")
