@@ -24,8 +24,8 @@ def first_choice(program: Program) -> str | None:
     for node in program.graph_module.graph.nodes:
         if node.op != "call_function" or str(node.target).removeprefix("aten.").split(".")[0] not in _BY_RANK:
             continue
-        results = pytree.tree_leaves(node.meta.get("val"))
-        if _floats(node.args[0].meta.get("val")) and any(map(_chooses, results)):
+        values, results = (source.meta.get("val") for source in node.all_input_nodes), pytree.tree_leaves(node.meta.get("val"))
+        if any(map(_floats, values)) and any(map(_chooses, results)):
             where = user_line(node.meta.get("stack_trace"))
             return node.name + (f" ({where})" if where else "")
     return None
@@ -74,7 +74,7 @@ class Following(Choosing):
         others, theirs = self.leader.made[self.at]
         ours, spec = pytree.tree_flatten(result)
         led = pytree.tree_leaves(theirs)
-        pairs = list(zip(ours, led, strict=True)) if len(ours) == len(led) else []
+        pairs = list(zip(ours, led, strict=True)) if (len(ours), len(by)) == (len(led), len(others)) else []
         if not pairs or not all(_alike(a, b) for a, b in (*pairs, *zip(by, others, strict=True))):
             return result
         if all(torch.equal(a, b) for a, b in pairs if _chooses(a)):
