@@ -76,7 +76,9 @@ def summary(facts: dict[str, dict[str, Any]], onnx: dict[str, dict[str, Any]]) -
     found = {name: Survey(**f) for name, f in facts.items() if "failed" not in f}
     exact = sum(s.worst <= 1e-4 for s in found.values())
     tried = f"{len(facts)} of the zoo's {len(zoo.ENTRIES)} architectures were run"
-    lines = [f"## Summary\n\n{tried}: {exact} of {len(facts)} are exact under all plans; {len(facts) - len(found)} failed.\n"]
+    nothing = [name for name, s in found.items() if not s.kinds]
+    only = f" Nothing can go in {', '.join(nothing)}, for the reasons in the table." if nothing else ""
+    lines = [f"## Summary\n\n{tried}: {exact} of {len(facts)} are exact under all plans; {len(facts) - len(found)} failed.{only}\n"]
     for family in zoo.FAMILIES:
         some = [found[entry.name] for entry in zoo.select(family=family) if entry.name in found]
         if some:
