@@ -3,7 +3,7 @@
     python tools/bench_group.py [--quick] [--zoo]
 
 Tracing is not counted. Each figure is the processor time of the best of five fresh analyses, in one thread, so that other work on the
-machine does not show.
+machine does not show; memory is the peak of what Python allocates, beside the program's own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+import tracemalloc
 
 import torch
 from torch import Tensor, nn
@@ -66,10 +67,20 @@ def seconds(program: Program) -> float:
     return min(found)
 
 
+def megabytes(program: Program) -> float:
+    """What Python holds more at the height of an analysis."""
+    tracemalloc.start()
+    groups_of(Analysis(program).run())
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most / 1e6
+
+
 def row(name: str, program: Program, limit: float | None = None) -> None:
     nodes, took = len(program.graph_module.graph.nodes), seconds(program)
     verdict = "" if limit is None else f"   limit {1e3 * limit:.0f} ms: {'ok' if took <= limit else 'TOO SLOW'}"
-    print(f"{name:<22} {nodes:>6} nodes {1e3 * took:>8.1f} ms {1e6 * took / nodes:>6.0f} us/node{verdict}", flush=True)
+    pace, memory = 1e6 * took / nodes, megabytes(program)
+    print(f"{name:<22} {nodes:>6} nodes {1e3 * took:>8.1f} ms {pace:>6.0f} us/node {memory:>6.1f} MB{verdict}", flush=True)
 
 
 def whole_zoo() -> None:
