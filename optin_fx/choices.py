@@ -37,22 +37,18 @@ class Choosing(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module, garbage_collect_values=True)
         self.made: dict[str, tuple[list[torch.Tensor], Any]] = {}
-        self.at: str = ""
 
     def run_node(self, n: fx.Node) -> Any:
-        """With the node's name at hand."""
-        self.at = n.name
-        return super().run_node(n)
+        """A node's result; a choice is handed to `chosen`."""
+        result = super().run_node(n)
+        if n.op != "call_function" or not any(map(_chooses, pytree.tree_leaves(result))):
+            return result
+        by = [leaf for leaf in pytree.tree_leaves(self.fetch_args_kwargs_from_env(n)) if _floats(leaf)]
+        return self.chosen(n.name, by, result) if by else result
 
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """An op; a choice is noted."""
-        result = super().call_function(target, args, kwargs)
-        by = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if _floats(leaf)]
-        return self.chosen(by, result) if by and any(map(_chooses, pytree.tree_leaves(result))) else result
-
-    def chosen(self, by: list[torch.Tensor], result: Any) -> Any:
-        """Note a choice."""
-        self.made[self.at] = by, result
+    def chosen(self, name: str, by: list[torch.Tensor], result: Any) -> Any:
+        """Note a choice, before an op changes it in place."""
+        self.made[name] = pytree.tree_map_only(torch.Tensor, torch.clone, (by, result))
         return result
 
 
@@ -67,11 +63,11 @@ class Following(Choosing):
         super().__init__(module)
         self.leader, self.furthest = leader, 0.0
 
-    def chosen(self, by: list[torch.Tensor], result: Any) -> Any:
+    def chosen(self, name: str, by: list[torch.Tensor], result: Any) -> Any:
         """The leader's choice, and floats of one's own; where shapes differ, inside what was cut, all is one's own."""
-        if self.at not in self.leader.made:
+        if name not in self.leader.made:
             return result
-        others, theirs = self.leader.made[self.at]
+        others, theirs = self.leader.made[name]
         ours, spec = pytree.tree_flatten(result)
         led = pytree.tree_leaves(theirs)
         pairs = list(zip(ours, led, strict=True)) if (len(ours), len(by)) == (len(led), len(others)) else []
@@ -79,8 +75,8 @@ class Following(Choosing):
             return result
         if all(torch.equal(a, b) for a, b in pairs if _chooses(a)):
             return result
-        self.furthest = max(self.furthest, *(_apart(a, b) for a, b in zip(by, others, strict=True)))
-        return pytree.tree_unflatten([b if _chooses(a) else a for a, b in pairs], spec)
+        self.furthest = max(self.furthest, *(apart(a, b)[1] for a, b in zip(by, others, strict=True)))
+        return pytree.tree_unflatten([b.clone() if _chooses(a) else a for a, b in pairs], spec)
 
 
 def _floats(leaf: Any) -> bool:
@@ -96,12 +92,16 @@ def _alike(ours: Any, theirs: Any) -> bool:
     return (ours.shape == theirs.shape and ours.dtype == theirs.dtype) if all(tensors) else not any(tensors)
 
 
-def _apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Largest difference as a share of the largest finite entry."""
-    finite = torch.isfinite(ours) & torch.isfinite(theirs)
-    if not torch.equal(torch.isfinite(ours), torch.isfinite(theirs)):
-        return float("inf")
+def apart(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]:
+    """Largest difference of two tensors of one shape, and that as a share of the largest finite entry, in float64.
+
+    Infinities and NaNs are equal where both have one; both figures are infinite where one has and the other has not.
+    """
+    ours, theirs = ours.double(), theirs.double()
+    finite = torch.isfinite(ours)
+    if not torch.equal(finite, torch.isfinite(theirs)):
+        return float("inf"), float("inf")
     if not finite.any():
-        return 0.0
+        return 0.0, 0.0
     difference, scale = (ours - theirs)[finite].abs().max().item(), theirs[finite].abs().max().item()
-    return difference / scale if scale > 0 else difference
+    return difference, difference / scale if scale > 0 else difference

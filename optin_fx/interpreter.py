@@ -160,7 +160,7 @@ def readers_by_node(analysis: Analysis) -> dict[str, list[Consumer]]:
     return analysis.once(_readers_by_node)
 
 
-def lookups(analysis: Analysis) -> Iterable[Consumer]:
+def _lookups(analysis: Analysis) -> Iterable[Consumer]:
     """Places where the worth of chosen units is looked up by position, as the choice itself hands out positions only.
 
     A router may rank experts by one score and weigh them by another (DeepSeek-V3: with and without a correction). A gate at the choice then
@@ -183,7 +183,7 @@ def _consumers_by_node(analysis: Analysis) -> dict[str, list[Consumer]]:
 
 
 def _readers_by_node(analysis: Analysis) -> dict[str, list[Consumer]]:
-    return _by_node(analysis, [*analysis.consumers(), *analysis.choosers(), *lookups(analysis)])
+    return _by_node(analysis, [*analysis.consumers(), *analysis.choosers(), *_lookups(analysis)])
 
 
 def _by_node(analysis: Analysis, consumers: Iterable[Consumer]) -> dict[str, list[Consumer]]:

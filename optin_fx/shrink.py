@@ -14,8 +14,11 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from optin_fx.choices import Choosing, Following
+from optin_fx.data import Batch
 from optin_fx.dims import SYMBOLIC, positions
 from optin_fx.groups import source_of
+from optin_fx.interpreter import flat_inputs
 from optin_fx.plan import Cut, Plan, resolve
 from optin_fx.program import Program
 from optin_fx.rewriting import mask_graph, slice_graph
@@ -52,11 +55,12 @@ def bisect(program: Program, plan: Plan) -> Disagreement | None:
         PlanError: the plan does not fit the program.
     """
     cut = resolve(program, plan)
+    inputs = flat_inputs(program, Batch(program.args, program.kwargs))
     wide = _Recorder(mask_graph(program, cut))
-    wide.run(*_flat_inputs(program), enable_io_processing=False)
-    small = _Recorder(slice_graph(program, cut), lambda node, value: _compare(cut, node, value, wide.values[node.name]))
+    wide.run(*inputs, enable_io_processing=False)
+    small = _Comparer(slice_graph(program, cut), wide, cut)
     try:
-        small.run(*_flat_inputs(program), enable_io_processing=False)
+        small.run(*inputs, enable_io_processing=False)
     except _Found as found:
         return found.disagreement
     except Exception as error:  # noqa: BLE001 any op may refuse the sizes of a wrong slice, each with a type of its own
@@ -109,28 +113,35 @@ class _Found(Exception):
         self.disagreement = disagreement
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a graph; keeps every value by node name, or hands it to `visit`."""
+class _Recorder(Choosing):
+    """Runs a graph and keeps every value by node name."""
 
-    def __init__(self, module: fx.GraphModule, visit: Callable[[fx.Node, Any], None] | None = None) -> None:
-        super().__init__(module, garbage_collect_values=visit is not None)
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
         self.values: dict[str, Any] = {}
-        self.visit, self.current = visit, next(iter(module.graph.nodes))
+
+    def run_node(self, n: fx.Node) -> Any:
+        with torch.no_grad():
+            value = super().run_node(n)
+        # an op in place must not change what was recorded before it
+        self.values[n.name] = pytree.tree_map_only(torch.Tensor, torch.clone, value)
+        return value
+
+
+class _Comparer(Following):
+    """Runs the sliced graph with the masked one's choices, as `verify` does, and compares node by node."""
+
+    def __init__(self, module: fx.GraphModule, wide: _Recorder, cut: Cut) -> None:
+        super().__init__(module, wide)
+        self.wide, self.cut, self.current = wide, cut, next(iter(module.graph.nodes))
 
     def run_node(self, n: fx.Node) -> Any:
         self.current = n
         with torch.no_grad():
             value = super().run_node(n)
-        if self.visit is None:
-            # an op in place must not change what was recorded before it
-            self.values[n.name] = pytree.tree_map_only(torch.Tensor, torch.clone, value)
-        elif n.op == "call_function":
-            self.visit(n, value)
+        if n.op == "call_function":
+            _compare(self.cut, n, value, self.wide.values[n.name])
         return value
-
-
-def _flat_inputs(program: Program) -> list[Any]:
-    return pytree.tree_leaves((program.args, program.kwargs))
 
 
 def _compare(cut: Cut, node: fx.Node, ours: Any, theirs: Any) -> None:

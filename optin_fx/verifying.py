@@ -11,8 +11,10 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from optin_fx.analysis import NORMALISED
-from optin_fx.choices import Choosing, Following
+from optin_fx.choices import Choosing, Following, apart
+from optin_fx.data import Batch
 from optin_fx.errors import VerifyError
+from optin_fx.interpreter import flat_inputs
 from optin_fx.plan import Plan, resolve
 from optin_fx.program import Program
 from optin_fx.rewriting import mask_graph, slice_graph
@@ -105,7 +107,7 @@ def verify(program: Program, plan: Plan, *, strict: bool = False) -> Agreement:
 
 def _with_the_same_choices(program: Program, small: fx.GraphModule, zeroed: fx.GraphModule, own: Agreement) -> Agreement:
     """Their agreement where the smaller program takes the masked one's choices (`optin_fx.choices`); their own if that is not equal."""
-    inputs = pytree.tree_leaves((program.args, dict(program.kwargs)), is_leaf=lambda x: x is None)
+    inputs = flat_inputs(program, Batch(program.args, program.kwargs))
     leader = Choosing(zeroed)
     follower = Following(small, leader)
     with torch.no_grad():
@@ -138,14 +140,10 @@ def agreement(ours: Any, theirs: Any) -> Agreement:
                 f"outputs of shapes {tuple(a.shape)} and {tuple(b.shape)}", so="they cannot be compared", fix="compare like with like"
             )
         tolerance = max(tolerance, TOLERANCE.get(a.dtype, 0.0), TOLERANCE.get(b.dtype, 0.0))
-        a, b = a.double(), b.double()
-        same = torch.isfinite(a) & torch.isfinite(b)
-        if not torch.equal(torch.isfinite(a), torch.isfinite(b)):
-            return Agreement(float("inf"), float("inf"), tolerance)
-        difference = (a - b)[same].abs().max().item() if same.any() else 0.0
-        scale = b[same].abs().max().item() if same.any() else 0.0
-        max_abs = max(max_abs, difference)
-        max_rel = max(max_rel, difference / scale if scale > 0 else difference)
+        absolute, relative = apart(a, b)
+        max_abs, max_rel = max(max_abs, absolute), max(max_rel, relative)
+        if absolute == float("inf"):
+            break
     return Agreement(max_abs, max_rel, tolerance)
 
 

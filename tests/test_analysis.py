@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from collections.abc import Callable
 
 import torch
@@ -12,7 +11,6 @@ from torch.export import Dim
 import optin_fx as ofx
 from optin_fx.analysis import Analysis, analyse
 from optin_fx.dims import SYMBOLIC
-from optin_fx.groups import groups_of
 from optin_fx.sizes import _prime
 
 
@@ -91,19 +89,3 @@ def test_a_clash_pins_both_sides_and_what_flows_on() -> None:
     pins = {str(why).split(" at ")[0] for why in found.pinned_leaves().values()}
     assert "no common refinement of (4 4) and (6 + 10)" in pins
     assert not ofx.group(found.program).free
-
-
-def test_the_analysis_of_a_large_graph_is_small() -> None:
-    """At most 20 kB a node, which is 200 MB for 10,000 (`tools/bench_group.py` measures 2)."""
-    layers = [nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)) for _ in range(100)]
-    program = ofx.trace(nn.Sequential(*layers), (torch.randn(2, 4),))
-    nodes = len(program.graph_module.graph.nodes)
-    assert nodes > 700
-    analyse(program)  # what is cached on the program is there
-    tracemalloc.start()
-    try:
-        groups_of(Analysis(program).run())
-        _, most = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert most < 20_000 * nodes

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import optin_fx as ofx
-from optin_fx import rulebook, verifying
+from optin_fx import rulebook, shrink, verifying
 from optin_fx.attributes import assign
 from optin_fx.errors import VerifyError
 from optin_fx.verifying import Agreement, agreement
@@ -90,13 +90,17 @@ class Ranked(nn.Module):
         rows = self.body(x)
         scores = rows[:, 0]
         values, order = scores.topk(len(rows) - 1) if self.by == "topk" else (scores, scores.argsort())
+        if self.by == "argsort, then changed":
+            scores.add_(1)
         return rows[order], values
 
 
-@pytest.mark.parametrize("by", ["topk", "argsort"])
+@pytest.mark.parametrize("by", ["topk", "argsort", "argsort, then changed"])
 def test_choices_that_rounding_decides(by: str) -> None:
     program = ofx.trace(Ranked(by).eval(), torch.randn(20_000, 8))
-    found = ofx.verify(program, ofx.random_plan(program, seed=0))
+    plan = ofx.random_plan(program, seed=0)
+    found = ofx.verify(program, plan)
+    assert shrink.bisect(program, plan) is None
     assert found.rounding is not None
     assert found.rounding > 1e-2
     assert found.max_rel < 1e-5

@@ -66,7 +66,7 @@ def main() -> None:
 
 def sections(text: str) -> dict[str, str]:
     """The sections of a page by their titles."""
-    return {part.split("\n", 1)[0]: f"## {part.strip()}\n" for part in text.split("## ")[1:] if not part.startswith("#")}
+    return {part.split("\n", 1)[0]: f"## {part.strip()}\n" for part in text.split("## ")[1:]}
 
 
 def order(title: str) -> tuple[int, str]:

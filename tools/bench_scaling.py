@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from tasks import task
 
 import optin_fx as ofx
+from optin_fx.choices import apart
 from optin_fx.passes import ScoreTrajectorySketch
 
 TARGET = Path(__file__).resolve().parent.parent / "docs/results/scores-scaling.md"
@@ -31,11 +32,10 @@ Times = dict[tuple[int, int], list[float]]
 """By (processes, samples), seconds of every round."""
 
 
-def score_in_turn(rank: int, processes: int, port: int, samples: Sequence[int], folder: str) -> None:
+def score_in_turn(rank: int, processes: int, samples: Sequence[int], folder: str) -> None:
     """One process's share; the first one writes times and the largest amount's scores to the folder."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(processes))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=processes)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=processes)
     one = task("reviews")
     args, kwargs = one.example()
     program = ofx.trace(one.model(), args, kwargs, one.dynamic_shapes())
@@ -49,33 +49,25 @@ def score_in_turn(rank: int, processes: int, port: int, samples: Sequence[int], 
         dist.barrier()
         times.append(time.perf_counter() - start)
     if rank == 0:
-        torch.save((times, dict(scores.values)), Path(folder) / f"{processes}.pt")
+        torch.save((times, dict(scores.values)), Path(folder) / "found.pt")
     dist.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def measure(samples: Sequence[int], processes: Sequence[int], rounds: int) -> tuple[Times, float]:
     """Times, and the largest difference of scores between counts of processes, as a share of a group's largest score."""
-    import tempfile
-
     times: Times = {}
     worst = 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(rounds):
-            first: dict[str, torch.Tensor] = {}
-            for count in processes:
-                torch.multiprocessing.spawn(score_in_turn, (count, free_port(), tuple(samples), folder), nprocs=count)
-                seconds, scores = torch.load(Path(folder) / f"{count}.pt")
-                for amount, value in zip(samples, seconds, strict=True):
-                    times.setdefault((count, amount), []).append(value)
-                first = first or scores
-                worst = max(worst, *(float((scores[n] - first[n]).abs().max() / first[n].abs().max()) for n in first))
-            print({key: [round(v, 2) for v in values] for key, values in times.items()}, flush=True)
+    for _ in range(rounds):
+        first: dict[str, torch.Tensor] = {}
+        for count in processes:
+            with tempfile.TemporaryDirectory() as folder:
+                torch.multiprocessing.spawn(score_in_turn, (count, tuple(samples), folder), nprocs=count)
+                seconds, scores = torch.load(Path(folder) / "found.pt")
+            for amount, value in zip(samples, seconds, strict=True):
+                times.setdefault((count, amount), []).append(value)
+            first = first or scores
+            worst = max(worst, *(apart(scores[name], first[name])[1] for name in first))
+        print({key: [round(v, 2) for v in values] for key, values in times.items()}, flush=True)
     return times, worst
 
 

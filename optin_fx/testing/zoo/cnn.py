@@ -16,17 +16,7 @@ from optin_fx.testing.zoo.entry import Entry, batch_only, hf, image, pixels
 RESNET = {"layers": (1, 1, 2, 1), "channels": (10, 14, 22, 26), "stem_width": 10, "num_classes": 5}
 
 
-def timm(
-    name: str,
-    model: str,
-    small: Mapping[str, Any],
-    real: Mapping[str, Any] | None = None,
-    *,
-    size: int = 32,
-    real_size: int = 224,
-    note: str = "",
-) -> Entry:
-    return Entry(name, "cnn", f"timm:{model}", entry.timm(model, {"num_classes": 5, **small}, real), image(size, real_size), None, note)
+timm = partial(entry.timm_model, "cnn")
 
 
 def vision(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -204,3 +205,44 @@ def nested(name: str, small: Mapping[str, Any], real: Mapping[str, Any]) -> Call
         return getattr(transformers, name)(**(small if is_small else real))
 
     return build
+
+
+# -- rows whose models read one square image ---------------------------------------------------------------------------
+
+
+def timm_model(
+    family: str,
+    name: str,
+    model: str,
+    small: Mapping[str, Any] | None = None,
+    real: Mapping[str, Any] | None = None,
+    *,
+    base: tuple[Mapping[str, Any], Mapping[str, Any]] = ({"num_classes": 5}, {}),
+    size: int = 32,
+    real_size: int = 224,
+    note: str = "",
+) -> Entry:
+    """A model of timm by its name; `base` holds options of the small and the real one that rows share."""
+    build = timm(model, {**base[0], **(small or {})}, {**base[1], **(real or {})})
+    return Entry(name, family, f"timm:{model}", build, image(size, real_size), None, note)
+
+
+def timm_class(
+    family: str,
+    name: str,
+    module: str,
+    cls: str,
+    small: Mapping[str, Any],
+    real: Mapping[str, Any],
+    *,
+    size: int = 32,
+    real_size: int = 224,
+    note: str = "",
+) -> Entry:
+    """A class of timm, built directly because its model functions fix the options that have to change."""
+
+    def build(is_small: bool) -> nn.Module:
+        made: nn.Module = getattr(import_module(f"timm.models.{module}"), cls)(**({"num_classes": 5, **small} if is_small else real))
+        return made
+
+    return Entry(name, family, f"timm:{cls}", build, image(size, real_size), None, note)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -11,38 +12,8 @@ import torch
 from optin_fx.testing.zoo import entry
 from optin_fx.testing.zoo.entry import Entry, image
 
-
-def timm(
-    name: str,
-    model: str,
-    small: Mapping[str, Any],
-    real: Mapping[str, Any] | None = None,
-    *,
-    size: int = 32,
-    real_size: int = 224,
-    note: str = "",
-) -> Entry:
-    return Entry(name, "hybrids", f"timm:{model}", entry.timm(model, {"num_classes": 5, **small}, real), image(size, real_size), None, note)
-
-
-def direct(
-    name: str,
-    module: str,
-    cls: str,
-    small: Mapping[str, Any],
-    real: Mapping[str, Any],
-    *,
-    size: int = 32,
-    real_size: int = 224,
-    note: str = "",
-) -> Entry:
-    """A class of timm, built directly because its model functions fix the options that have to change."""
-
-    def build(is_small: bool) -> torch.nn.Module:
-        model = getattr(import_module(f"timm.models.{module}"), cls)
-        return model(**({"num_classes": 5, **small} if is_small else real))
-
-    return Entry(name, "hybrids", f"timm:{cls}", build, image(size, real_size), None, note)
+timm = partial(entry.timm_model, "hybrids")
+direct = partial(entry.timm_class, "hybrids")
 
 
 def former(name: str, mixers: Any, small: Mapping[str, Any], *, note: str = "") -> Entry:

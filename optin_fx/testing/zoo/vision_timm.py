@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import import_module
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,31 +15,8 @@ TIMM_BASE = {"depth": 2}
 TIMM_SWIN = {"img_size": 32, "patch_size": 2, "embed_dim": 18, "depths": (2, 2), "num_heads": (3, 6), "window_size": 4, "num_classes": 5}
 
 
-def timm(
-    name: str,
-    model: str,
-    small: Mapping[str, Any] | None = None,
-    real: Mapping[str, Any] | None = None,
-    *,
-    base: tuple[Mapping[str, Any], Mapping[str, Any]] = (TIMM_VIT, TIMM_BASE),
-    size: int = 32,
-    real_size: int = 224,
-    note: str = "",
-) -> Entry:
-    return Entry(
-        name,
-        "vision",
-        f"timm:{model}",
-        entry.timm(model, {**base[0], **(small or {})}, {**base[1], **(real or {})}),
-        image(size, real_size),
-        None,
-        note,
-    )
-
-
-def _timm_class(module: str, name: str) -> Any:
-    """A class of timm whose model functions fix the options that the small size has to change."""
-    return getattr(import_module(f"timm.models.{module}"), name)
+timm = partial(entry.timm_model, "vision", base=(TIMM_VIT, TIMM_BASE))
+direct = partial(entry.timm_class, "vision")
 
 
 def _mvit(is_small: bool) -> torch.nn.Module:
@@ -174,76 +150,47 @@ ENTRIES = (
         size=64,
         note="channel attention",
     ),
-    Entry(
+    direct(
         "gcvit",
-        "vision",
-        "timm:GlobalContextVit",
-        lambda s: _timm_class("gcvit", "GlobalContextVit")(
-            **(
-                {"img_size": 64, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 3), "window_size": (4, 4), "num_classes": 5}
-                if s
-                else {"depths": (1, 1, 1, 1)}
-            )
-        ),
-        image(64, 224),
-        None,
-        "global queries, squeeze-excite",
+        "gcvit",
+        "GlobalContextVit",
+        {"img_size": 64, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 3), "window_size": (4, 4)},
+        {"depths": (1, 1, 1, 1)},
+        size=64,
+        note="global queries, squeeze-excite",
     ),
-    Entry(
+    direct(
         "nest",
-        "vision",
-        "timm:Nest",
-        lambda s: _timm_class("nest", "Nest")(
-            **(
-                {
-                    "img_size": 32,
-                    "patch_size": 4,
-                    "num_levels": 2,
-                    "embed_dims": (18, 30),
-                    "num_heads": (3, 3),
-                    "depths": (1, 1),
-                    "num_classes": 5,
-                }
-                if s
-                else {"depths": (1, 1, 2)}
-            )
-        ),
-        image(32, 224),
-        None,
-        "blocks of the image as a batch",
+        "nest",
+        "Nest",
+        {"img_size": 32, "patch_size": 4, "num_levels": 2, "embed_dims": (18, 30), "num_heads": (3, 3), "depths": (1, 1)},
+        {"depths": (1, 1, 2)},
+        note="blocks of the image as a batch",
     ),
-    Entry(
+    direct(
         "volo",
-        "vision",
-        "timm:VOLO",
-        lambda s: _timm_class("volo", "VOLO")(
-            **(
-                {
-                    "img_size": 32,
-                    "layers": (1, 1),
-                    "embed_dims": (18, 30),
-                    "num_heads": (3, 3),
-                    "mlp_ratio": (2, 2),
-                    "downsamples": (True, False),
-                    "outlook_attention": (True, False),
-                    "stem_hidden_dim": 8,
-                    "num_classes": 5,
-                    "post_layers": ("ca", "ca"),
-                }
-                if s
-                else {
-                    "layers": (2, 2),
-                    "embed_dims": (192, 384),
-                    "num_heads": (6, 12),
-                    "downsamples": (True, False),
-                    "outlook_attention": (True, False),
-                    "post_layers": ("ca", "ca"),
-                }
-            )
-        ),
-        image(32, 224),
-        None,
-        "outlook attention: unfold, fold",
+        "volo",
+        "VOLO",
+        {
+            "img_size": 32,
+            "layers": (1, 1),
+            "embed_dims": (18, 30),
+            "num_heads": (3, 3),
+            "mlp_ratio": (2, 2),
+            "downsamples": (True, False),
+            "outlook_attention": (True, False),
+            "stem_hidden_dim": 8,
+            "post_layers": ("ca", "ca"),
+        },
+        {
+            "layers": (2, 2),
+            "embed_dims": (192, 384),
+            "num_heads": (6, 12),
+            "downsamples": (True, False),
+            "outlook_attention": (True, False),
+            "post_layers": ("ca", "ca"),
+        },
+        note="outlook attention: unfold, fold",
     ),
     Entry(
         "swin_torchvision",
