@@ -12,6 +12,7 @@ from optin_fx.moments import Moments, Refit, offset_only, ridge, scales
 LEVELS = ("none", "bias", "scale", "affine")
 TARGETS = ("own", "dense", "residual")
 MODES = ("sequential", "parallel")
+LAYERS = ("all", "consumers")
 ROW_WEIGHTS = ("uniform", "gradient")
 LARGEST_SCALE = 10.0
 """Scales of units beyond this, or below its negative, are refused for the layer (Kwon et al. stop their whole loop there)."""
@@ -26,6 +27,9 @@ class Compensation:
         target: what the consumer is to give: "residual": what its residual stream needs to be the dense one, earlier errors
             included; "dense": the dense program's output; "own": its own output before its units were removed, so that earlier
             errors are not made up for.
+        layers: "all": also layers of which no unit went but which read what pruning has changed (the projections of queries behind a
+            pruned branch, a classifier), for a part of the change can be told from the changed input; "consumers": those alone that
+            read a pruned axis. With `target="own"` or `mode="parallel"` other layers have nothing to make up for, and are left alone.
         mode: "sequential" reads inputs that carry what earlier refits left over; "parallel" reads the dense program's.
         rows_by: "gradient" weighs the rows (tokens, pixels) of each sample by the squared gradient of the program's output there, so
             that what error is left lies where the output does not see it; "uniform" weighs all alike.
@@ -41,6 +45,7 @@ class Compensation:
 
     level: str = "affine"
     target: str = "residual"
+    layers: str = "all"
     mode: str = "sequential"
     rows_by: str = "uniform"
     floor: float = 0.1
@@ -51,9 +56,15 @@ class Compensation:
     rows: int = 4096
 
     def __post_init__(self) -> None:
-        for name, allowed in (("level", LEVELS), ("target", TARGETS), ("mode", MODES), ("rows_by", ROW_WEIGHTS)):
+        checked = {"level": LEVELS, "target": TARGETS, "layers": LAYERS, "mode": MODES, "rows_by": ROW_WEIGHTS}
+        for name, allowed in checked.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is one of {', '.join(allowed)}; not {getattr(self, name)!r}")
+
+    @property
+    def reaches_further(self) -> bool:
+        """Whether layers are refitted of which no unit went."""
+        return self.layers == "all" and self.target != "own" and self.mode == "sequential"
 
     def is_held_out(self, index: int, count: int) -> bool:
         """True for the batches that choose the ridge."""

@@ -53,6 +53,10 @@ class Stream:
             return self.inputs[node.name]
         return self._result(node) if node in self._stored else self.values[node.name]
 
+    def now(self, node: fx.Node) -> Any:
+        """The result of a node, worked out for this caller alone if it has not been executed, but what it reads has."""
+        return self.values[node.name] if node.name in self.values else self._result(node)
+
     def execute(self, node: fx.Node) -> None:
         """Run one node."""
         if node.op == "call_function" and node not in self._stored:

@@ -17,10 +17,10 @@ class Moments:
         self.xy = torch.zeros(inputs, outputs, dtype=torch.float64)
         self.x = torch.zeros(inputs, dtype=torch.float64)
         self.y = torch.zeros(outputs, dtype=torch.float64)
-        self.yy = 0.0
+        self.yy = torch.zeros(outputs, dtype=torch.float64)
 
     @classmethod
-    def of_inputs(cls, *, count: torch.Tensor, rows: torch.Tensor, xx: torch.Tensor, x: torch.Tensor) -> Moments:
+    def of_inputs(cls, *, count: torch.Tensor | float, rows: torch.Tensor | int, xx: torch.Tensor, x: torch.Tensor) -> Moments:
         """Moments of a regression without outputs, from sums that were made elsewhere."""
         made = cls(len(x), 0)
         made.count, made.rows, made.xx, made.x = float(count), int(rows), xx, x
@@ -34,11 +34,11 @@ class Moments:
         left, right = (x, y) if weights is None else (x * weights[:, None], y * weights[:, None])
         self.count += float(x.shape[0]) if weights is None else float(weights.double().sum())
         self.rows += x.shape[0]
-        self.xx += (left.T @ x).double().cpu()
-        self.xy += (left.T @ y).double().cpu()
-        self.x += left.double().sum(0).cpu()
-        self.y += right.double().sum(0).cpu()
-        self.yy += float((right * y).double().sum())
+        self.xx += (left.T @ x).cpu()
+        self.xy += (left.T @ y).cpu()
+        self.x += left.sum(0, dtype=torch.float64).cpu()
+        self.y += right.sum(0, dtype=torch.float64).cpu()
+        self.yy += (right * y).sum(0, dtype=torch.float64).cpu()
 
     def __add__(self, other: Moments) -> Moments:
         result = Moments(self.xx.shape[0], self.xy.shape[1])
@@ -46,12 +46,18 @@ class Moments:
             setattr(result, name, getattr(self, name) + getattr(other, name))
         return result
 
+    def of_outputs(self, which: slice) -> Moments:
+        """Those of some of the outputs; sums that stay the same are shared."""
+        made = Moments.of_inputs(count=self.count, rows=self.rows, xx=self.xx, x=self.x)
+        made.xy, made.y, made.yy = self.xy[:, which], self.y[which], self.yy[which]
+        return made
+
     def residual(self, weight: torch.Tensor, bias: torch.Tensor) -> float:
         """Mean squared error of `x W^T + b` against y, `weight [outputs, inputs]`."""
         w = weight.T
         cross = (w * self.xy).sum() + bias @ self.y
         square = (w * (self.xx @ w)).sum() + 2 * (self.x @ w) @ bias + self.count * bias.square().sum()
-        return float(self.yy - 2 * cross + square) / max(self.count, 1.0)
+        return float(self.yy.sum() - 2 * cross + square) / max(self.count, 1.0)
 
     def centred(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Means of x and y, covariance of x `[inputs, inputs]` and of x with y `[inputs, outputs]`."""
@@ -62,7 +68,7 @@ class Moments:
     @property
     def variance(self) -> float:
         """Mean squared deviation of y from its mean."""
-        return self.yy / max(self.count, 1.0) - float((self.y / max(self.count, 1.0)).square().sum())
+        return float(self.yy.sum()) / max(self.count, 1.0) - float((self.y / max(self.count, 1.0)).square().sum())
 
 
 @dataclass(frozen=True)

@@ -238,6 +238,15 @@ def layer_of(node: fx.Node, module: fx.GraphModule) -> Layer | str:
     return layer if columns <= LARGEST else f"it has {columns} inputs, more than {LARGEST}"
 
 
+def can_be_refitted(node: fx.Node, module: fx.GraphModule) -> bool:
+    """Whether a node is a layer that can be refitted with no more memory than the largest refit of a pruned group's consumer takes.
+
+    Grouped layers are not meant: a channel of a depthwise convolution sees too little of what has changed.
+    """
+    layer = layer_of(node, module) if node.target in CONTRACTIONS else ""
+    return isinstance(layer, Layer) and layer.groups == 1 and layer.weight.numel() <= LARGEST**2
+
+
 def _tied(weight: fx.Node, module: fx.GraphModule) -> bool:
     key = storage_key(attribute(module, str(weight.target)))
     others = (attribute(module, str(n.target)) for n in module.graph.find_nodes(op="get_attr") if n is not weight)

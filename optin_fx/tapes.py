@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from optin_fx.available import bytes_to_use
 from optin_fx.data import Batch, has_fixed_rows, rows, take
-from optin_fx.freeing import give_back
+from optin_fx.freeing import give_back, without_holes
 from optin_fx.groups import group
 from optin_fx.interpreter import Runner, device_of
 from optin_fx.program import Program
@@ -120,13 +120,14 @@ def gradients(cutter: Cutter, batch: Batch, taped: Callable[[Batch], Taped], los
         losses: called once, for the whole batch.
     """
     parts = cutter.parts(batch)
-    pulls = _pulls(cutter, batch, losses) if len(parts) > 1 else None
-    if pulls is None:
-        yield from _of_whole(batch, taped, losses)
-    else:
-        for part in parts:
-            give_back()
-            yield from _of_part(batch, part, taped, pulls)
+    with without_holes():
+        pulls = _pulls(cutter, batch, losses) if len(parts) > 1 else None
+        if pulls is None:
+            yield from _of_whole(batch, taped, losses)
+        else:
+            for part in parts:
+                give_back()
+                yield from _of_part(batch, part, taped, pulls)
     give_back()  # tapes come and go with every batch, and are large beside the time that this takes
 
 

@@ -1,4 +1,4 @@
-"""The rewrite with compensation: slice, and refit every consumer of a pruned group in closed form."""
+"""The rewrite with compensation: slice, and refit every consumer of a pruned group, and every layer behind, in closed form."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from optin_fx.retrace import retrace
 
 @dataclass(frozen=True)
 class RewriteReconstruct(Compensation, Pass):
-    """Slice, then regress what the dense program needs on the sliced program's inputs, consumer by consumer, front to back.
+    """Slice, then regress what the dense program needs on the sliced program's inputs, layer by layer, front to back.
 
-    Solves `min E|y - V x - b|^2 + lam |V - W_S|^2` per consumer (a ridge pulled to the old weights; with exact inputs it is
+    Solves `min E|y - V x - b|^2 + lam |V - W_S|^2` per layer (a ridge pulled to the old weights; with exact inputs it is
     CORP's affine compensation, arXiv 2602.05243, and K-prune's refit when the target is the residual stream). The ridge is chosen
     on held-out batches, and so is whether to refit at all. Attention logits whose query-key dims went are made what they were by
     new weights of the queries' (or keys') projection, see `optin_fx.logits`. Label-free. Cost: one forward of each program, one
     Cholesky factorisation per candidate ridge and consumer; one backward more where rows are weighed by gradients.
 
     Attributes:
-        level, target, mode, rows_by, floor, norms, logits, ratios, held_out, rows: see `Compensation`.
+        level, target, layers, mode, rows_by, floor, norms, logits, ratios, held_out, rows: see `Compensation`.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("program", "plan", "data")

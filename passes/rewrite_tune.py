@@ -17,7 +17,8 @@ class RewriteTune(RewriteReconstruct):
     the dense model, not a model pruned half as much.
 
     Attributes:
-        level, target, mode, rows_by, floor, norms, logits, ratios, held_out, rows: see `Compensation`.
+        level, target, layers, mode, rows_by, floor, norms, logits, ratios, held_out, rows: see `Compensation`.
     """
 
     level: str = "scale"
+    layers: str = "consumers"

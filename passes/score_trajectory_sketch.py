@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from optin_fx.data import Batch
+from optin_fx.data import Batch, first_batches
 from optin_fx.gradients import gate_gradients
 from optin_fx.groups import group
 from optin_fx.interpreter import Runner
@@ -34,18 +34,22 @@ class ScoreTrajectorySketch(TrajectoryPass):
 
     Attributes:
         probes: probes per sample and term.
+        most: batches beyond so many samples are left out where `samples` is not given; further ones hardly change the ranking
+            (docs/results/sketch.md).
     """
 
     probes: int = 1
+    most: int = field(default=256, kw_only=True)
     depth: str = field(default="mean", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.probes < 1:
-            raise ValueError("probes must be at least 1")
+        if self.probes < 1 or self.most < 1:
+            raise ValueError("probes and most must be at least 1")
 
     def score(self, program: Program, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
         """Squared gate gradients of probed Gram matrices and of drawn log-likelihoods."""
+        batches = batches if self.samples is not None else first_batches(batches, self.most)
         used, terms, shares = self.used_layers(program), output_terms(program), self.shares(program)
         numbers = {id(batch): number for number, batch in enumerate(batches)}
 

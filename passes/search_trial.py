@@ -35,8 +35,8 @@ class SearchTrial(BudgetedSearch):
     miss of joint losses depends on the network, too. No rule was best on every task (docs/plans.md), but which one is can be seen without
     labels: every plan is sliced and refitted on a part of the calibration data, and the outputs are compared with the dense program's on
     the rest. The first way stays unless another is surely better: noise should not decide, and calibration data that is less varied than
-    what the model will see (views of a few photographs) hides differences. Cost: a compensation on `samples` for each distinct plan,
-    and for each criterion a scoring of these samples.
+    what the model will see (views of a few photographs) hides differences. By default that is the way that leaves most to later refits.
+    Cost: a compensation on `samples` for each distinct plan, and for each criterion a scoring of these samples.
 
     Compared are means of the square root of a sample's divergence (`optin_fx.outputs`: KL of logits, change of direction of features).
     Near the dense outputs divergences are squares of what moved; some samples near a decision move a thousand times more than the
@@ -47,15 +47,15 @@ class SearchTrial(BudgetedSearch):
             another criterion's, scored on the part that is compensated on.
         criteria: whether tries of other criteria are made; without them every plan comes from the scores at hand.
         sure: by how many standard errors of the paired difference a later try must be better than the first.
-        compensate: the `rewrite-reconstruct` to try with.
+        compensate: the `rewrite-reconstruct` to try with; two candidate ridges are enough to compare plans.
         samples: the tries are compensated on so many samples (whole batches), at most half of all, and compared on the next ones, at
             most twice as many.
         budget, kinds, freeze, widths, min_keep, min_width, align: see `BudgetedSearch`.
     """
 
-    tries: tuple[str, ...] = ("discount=0.75", "", "balance=0.5", "reconstruction:")
+    tries: tuple[str, ...] = ("discount=1", "", "balance=0.5", "reconstruction:")
     sure: float = 1.0
-    compensate: str = "rewrite-reconstruct"
+    compensate: str = "rewrite-reconstruct{ratios=(0.001, 0.1)}"
     samples: int = 128
     criteria: bool = True
 

@@ -132,7 +132,9 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
-def _refitted(model: nn.Module, kinds: tuple[str, ...] = ("qk-dim",), **options: Any) -> tuple[list[Refitted], float, float]:
+def _refitted(
+    model: nn.Module, kinds: tuple[str, ...] = ("qk-dim",), layers: str = "consumers", **options: Any
+) -> tuple[list[Refitted], float, float]:
     """What became of the products when the first half of the dims stays, and how far the output is off without and with it."""
     model = model.eval()
     generator = torch.Generator().manual_seed(1)
@@ -141,7 +143,9 @@ def _refitted(model: nn.Module, kinds: tuple[str, ...] = ("qk-dim",), **options:
     cut = {g.name: range(g.extent // 2) for g in ofx.group(program).free if g.kind in kinds}
     assert cut
     plan = ofx.make_plan(program, cut)
-    module, report = reconstruct(program, plan, batches_of(program, data[:8], needed_for="test"), Compensation(**options))
+    module, report = reconstruct(
+        program, plan, batches_of(program, data[:8], needed_for="test"), Compensation(layers="consumers", **options)
+    )
     with torch.no_grad():
         dense = program(data[8])
         return report, *(agreement(run(data[8]), dense).max_rel for run in (ofx.rewrite(program, plan), module))
@@ -198,7 +202,7 @@ def test_rotary_embeddings_are_left_alone() -> None:
     program = ofx.trace(model, (), data[0])
     pairs = next(g for g in ofx.group(program).free if g.kind == "rotary-pair")
     plan = ofx.make_plan(program, {pairs.name: range(pairs.extent // 2)})
-    module, report = reconstruct(program, plan, batches_of(program, data, needed_for="test"))
+    module, report = reconstruct(program, plan, batches_of(program, data, needed_for="test"), Compensation(layers="consumers"))
     assert [item.note for item in report] == ["what it reads comes out of add, not straight from a projection"]
     sliced = ofx.rewrite(program, plan)
     with torch.no_grad():
@@ -230,7 +234,9 @@ def test_models_with_low_rank_logits_are_restored(kind: str) -> None:
             _low_rank(layer, heads=3 * (3 if kind == "vit" else 1))
     program = ofx.trace(model.eval(), (), data[0]) if kind == "bert" else ofx.trace(model.eval(), (data[0],))
     plan = ofx.make_plan(program, {g.name: range(g.extent // 2) for g in ofx.group(program).free if g.kind in kinds})
-    module, report = reconstruct(program, plan, batches_of(program, data[:5], needed_for="test"), Compensation(ratios=(1e-10,)))
+    module, report = reconstruct(
+        program, plan, batches_of(program, data[:5], needed_for="test"), Compensation(layers="consumers", ratios=(1e-10,))
+    )
     assert sum(item.before > 0.1 and item.after < 1e-6 for item in report) == (2 if kind == "bert" else 4)  # and the values' consumers
     sliced = ofx.rewrite(program, plan)
     with torch.no_grad():

@@ -8,10 +8,12 @@ from torch import nn
 
 import optin_fx as ofx
 from optin_fx.branches import branch_of, branch_scale
-from optin_fx.compensation import Compensation, solve
+from optin_fx.compensation import Compensation, Refitted, solve
 from optin_fx.data import batches_of
+from optin_fx.lockstep import Lockstep
 from optin_fx.moments import Moments, Refit, offset_only, ridge
 from optin_fx.reconstruction import reconstruct
+from optin_fx.refitting import Aim
 from optin_fx.verifying import agreement
 
 
@@ -183,6 +185,73 @@ def test_levels_each_improve_on_the_one_before() -> None:
 def test_correcting_the_stream_beats_correcting_the_branch() -> None:
     errors = _errors({target: Compensation(target=target) for target in ("residual", "dense", "own")})
     assert errors["residual"] < min(errors["dense"], errors["own"])
+
+
+class Block(nn.Module):
+    """A branch, then queries, keys and values of what is left of the stream, and a head."""
+
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.up, self.down, self.norm = nn.Linear(12, 24), nn.Linear(24, 64), nn.Linear(64, 24), nn.LayerNorm(24)
+        self.q, self.between, self.k, self.v = nn.Linear(24, 16), between, nn.Linear(24, 16, bias=False), nn.Linear(24, 24)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = self.norm(x + self.down(self.up(x).relu()))
+        q = self.q(x)
+        x = self.between(x)
+        return self.head(nn.functional.scaled_dot_product_attention(q, self.k(x), self.v(x)))
+
+
+def _refits(between: nn.Module, **options: str) -> tuple[float, dict[str, Refitted], nn.Module]:
+    """How far the output is off on other data, what became of each weight, and the smaller module."""
+    model = Block(between).eval()
+    generator = torch.Generator().manual_seed(1)
+    data = [torch.randn(16, 6, 12, generator=generator) for _ in range(10)]
+    program = ofx.trace(model, (data[0],))
+    plan = ofx.search(program, ofx.score(program, "magnitude"), "flops <= 70%", kinds=("neuron",))
+    module, report = reconstruct(program, plan, batches_of(program, data[:8], needed_for="test"), Compensation(**options))  # type: ignore[arg-type]
+    with torch.no_grad():
+        error = sum(float((module(x) - program(x)).square().mean()) for x in data[8:])
+    return error, {item.weight: item for item in report}, module
+
+
+def test_layers_behind_make_up_for_what_they_can_tell() -> None:
+    alone, one, _ = _refits(nn.Identity(), layers="consumers")
+    together, all_, _ = _refits(nn.Identity())
+    assert list(one) == ["down.weight"]
+    assert list(all_) == ["down.weight", "q.weight", "k.weight", "v.weight", "head.weight"]  # not what lies before the cut
+    assert all(all_[name].after < 0.8 * all_[name].before for name in ("q.weight", "k.weight", "v.weight"))
+    assert together < 0.8 * alone
+
+
+@pytest.mark.parametrize("options", [{"target": "own"}, {"mode": "parallel"}])
+def test_layers_behind_have_nothing_to_make_up_for(options: dict[str, str]) -> None:
+    assert list(_refits(nn.Identity(), **options)[1]) == ["down.weight"]
+
+
+def test_layers_that_read_the_same_are_refitted_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    visits = []
+    visit = Lockstep.visit
+    monkeypatch.setattr(Lockstep, "visit", lambda self, node, see: (visits.append(node.name), visit(self, node, see))[1])
+    together = _refits(nn.Identity())
+    assert len(visits) == 3  # down; q, k and v; head
+    monkeypatch.setattr(Aim, "reads_with", lambda self, other: False)
+    alone = _refits(nn.Identity())
+    assert len(visits) == 3 + 5
+    assert list(map(str, together[1].values())) == list(map(str, alone[1].values()))
+    for name, value in together[2].state_dict().items():
+        assert torch.allclose(value, alone[2].state_dict()[name], atol=1e-6), name
+
+
+def test_what_is_written_in_between_is_not_read_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries read the stream as it was, keys and values what a ReLU left in its place."""
+    there = _refits(nn.ReLU(inplace=True))
+    apart = _refits(nn.ReLU())
+    assert list(map(str, there[1].values())) == list(map(str, apart[1].values()))
+    assert there[0] == pytest.approx(apart[0], rel=1e-6)
 
 
 def test_the_scale_of_a_branch_is_its_derivative() -> None:

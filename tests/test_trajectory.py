@@ -10,7 +10,7 @@ from torch import nn
 
 import optin_fx as ofx
 from optin_fx.candidates import bytes_per_sample, parts_of
-from optin_fx.errors import ScoreError
+from optin_fx.errors import PipelineError, ScoreError
 from optin_fx.execution import execution
 from optin_fx.layers import layers_of
 from optin_fx.outputs import output_terms
@@ -254,3 +254,20 @@ def test_a_time_limit_of_nothing_leaves_the_sketch() -> None:
     program = ofx.trace(Encoder(), (x,))
     sketch, refined = ofx.score(program, "trajectory-sketch", data=[x]), ofx.score(program, "refine", data=[x], seconds=0)
     assert all(torch.equal(sketch[name], refined[name]) for name in sketch)
+
+
+def test_the_sketch_looks_at_no_more_than_it_needs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
+    data = [torch.randn(4, 6) for _ in range(5)]
+    program = ofx.trace(model, (data[0],))
+
+    def scored(batches: list[torch.Tensor], **options: int) -> torch.Tensor:
+        return ofx.score(program, "trajectory-sketch", batches, **options)["0:neuron"]
+
+    assert torch.equal(scored(data, most=7), scored(data[:2]))  # whole batches
+    assert torch.equal(scored(data, most=100), scored(data))
+    assert torch.equal(scored(data, most=7, samples=20), scored(data))  # what is asked for is done
+    assert not torch.equal(scored(data, most=7), scored(data))
+    with pytest.raises(PipelineError, match="most must be at least 1"):
+        scored(data, most=0)

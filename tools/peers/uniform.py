@@ -12,6 +12,9 @@ class SearchUniform(BudgetedSearch):
     """Keep the best `round(share * extent)` units of every group, with the largest share that meets the budget, to 1 in 1,000.
 
     What stays of the budget because of rounding is not spent.
+
+    Attributes:
+        budget, kinds, freeze, widths, min_keep, min_width, align: see `BudgetedSearch`.
     """
 
     def choose(self, space: Space) -> Counts:

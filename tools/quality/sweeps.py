@@ -41,9 +41,11 @@ SWEEPS = (
     Sweep("Criterion and compensation", "Does a better criterion still matter once what is left is refitted?", _levels()),
     Sweep(
         "What the refit aims at, and what it reads",
-        "The dense residual stream, the dense output or the layer's own output; inputs of the pruned program or of the dense one?",
+        "The dense residual stream, the dense output or the layer's own output; inputs of the pruned program or of the dense one; and "
+        "are layers behind refitted, or the consumers of what went alone?",
         _methods(
             residual_stream=_pipeline(),
+            consumers_alone=_pipeline(rewrite=f"{REFIT}{{layers=consumers}}"),
             dense_output=_pipeline(rewrite=f"{REFIT}{{target=dense}}"),
             own_output=_pipeline(rewrite=f"{REFIT}{{target=own}}"),
             dense_inputs=_pipeline(rewrite=f"{REFIT}{{target=dense, mode=parallel}}"),
