@@ -38,7 +38,7 @@ class Stream:
         last: dict[str, str] = {}
         for node in module.graph.nodes:
             last |= dict.fromkeys((node.name, *(read.name for read in node.all_input_nodes)), node.name)
-            if node.op == "get_attr" or (_is_view(node) and node.args[0] in self._stored):
+            if node.op == "get_attr" or (_is_view(node) and self._stored.issuperset(node.all_input_nodes)):
                 self._stored.add(node)
         self._dead: dict[str, list[str]] = {}
         for name, reader in last.items():

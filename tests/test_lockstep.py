@@ -114,6 +114,28 @@ def test_both_graphs_compute_what_they_compute_alone(limit: int) -> None:
     assert compared == 2 * 3 * len(data)
 
 
+def test_views_of_weights_may_depend_on_sizes() -> None:
+    """Position embeddings as long as the input: the length is no weight, and is not there any more when the view is read again."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.table = nn.Parameter(torch.randn(16, 8))
+            self.one, self.two = nn.Linear(8, 24), nn.Linear(24, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            table = self.table[: x.shape[1]]
+            return self.two(self.one(x + table).relu()) + table
+
+    model, length = Positions(), torch.export.Dim("length", min=2, max=16)
+    data = [torch.randn(8, n, 8) for n in (5, 7, 9)]
+    program = ofx.trace(model, (data[0],), dynamic_shapes=({1: length},))
+    module, report = reconstruct(program, ofx.random_plan(program, 0.5, seed=0), batches_of(program, data, needed_for="test"))
+    assert [item.level for item in report] == ["affine"]
+    assert module(data[2]).shape == data[2].shape
+
+
 @pytest.mark.parametrize("options", [Compensation(), Compensation(mode="parallel", target="own"), Compensation(norms=True)])
 def test_a_limit_does_not_change_a_bit(options: Compensation) -> None:
     torch.manual_seed(0)

@@ -64,7 +64,7 @@ def logits(name: str, kind: str, keep: float) -> None:
     for seed in range(3):
         data = [ofx.Batch((), one) if isinstance(one, dict) else ofx.Batch(one) for one in own.calibration(512, seed, batch=32)]
         for refit in (False, True):
-            small = RewriteReconstruct(logits=refit).apply(State(program, data, plan=plan)).small
+            small = RewriteReconstruct(layers="consumers", logits=refit).apply(State(program, data, plan=plan)).small
             assert small is not None
             print(f"draw {seed}, {'consumers and logits' if refit else 'consumers'} refitted", own.evaluate(small))
 

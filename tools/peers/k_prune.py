@@ -53,7 +53,7 @@ class KPrune(Pass):
         bound = parse_budget(self.budget).bind(cost_model(program))
         prices = {g.name: bound.price(g.name, bound.model.extents()) for g in group(program).free}
         waiting = [g for g in group(program).free if g.kind in KINDS]
-        refit, decided, small = RewriteReconstruct(ratios=(1e-6,)), dict[str, list[int]](), program
+        refit, decided, small = RewriteReconstruct(layers="consumers", ratios=(1e-6,)), dict[str, list[int]](), program
         teacher = [_outputs(program, batch) for batch in batches]
         while waiting:
             scores = self._scores(small, batches, teacher)
