@@ -34,7 +34,7 @@ class SearchTrial(BudgetedSearch):
     How much a loss early in a network counts depends on how much of it the refits behind can make up for, and what single scores
     miss of joint losses depends on the network, too. No rule was best on every task (docs/plans.md), but which one is can be seen without
     labels: every plan is sliced and refitted on a part of the calibration data, and the outputs are compared with the dense program's on
-    the rest. The first way stays unless another is surely better: noise should not decide, and calibration data that is less varied than
+    the rest. The first way stays unless another is clearly better: noise should not decide, and calibration data that is less varied than
     what the model will see (views of a few photographs) hides differences. By default that is the way that leaves most to later refits.
     Cost: a compensation on `samples` for each distinct plan, and for each criterion a scoring of these samples.
 
@@ -47,6 +47,8 @@ class SearchTrial(BudgetedSearch):
             another criterion's, scored on the part that is compensated on.
         criteria: whether tries of other criteria are made; without them every plan comes from the scores at hand.
         sure: by how many standard errors of the paired difference a later try must be better than the first.
+        margin: by what share of the first's loss it must be better, too. Samples that are much alike make small differences sure that
+            other samples do not bear out.
         compensate: the `rewrite-reconstruct` to try with; two candidate ridges are enough to compare plans.
         samples: the tries are compensated on so many samples (whole batches), at most half of all, and compared on the next ones, at
             most twice as many.
@@ -54,7 +56,8 @@ class SearchTrial(BudgetedSearch):
     """
 
     tries: tuple[str, ...] = ("discount=1", "", "balance=0.5", "reconstruction:")
-    sure: float = 1.0
+    sure: float = 2.0
+    margin: float = 0.1
     compensate: str = "rewrite-reconstruct{ratios=(0.001, 0.1)}"
     samples: int = 128
     criteria: bool = True
@@ -83,7 +86,7 @@ class SearchTrial(BudgetedSearch):
         unseen = first_batches(unseen, 2 * self.samples)
         plans = self._plans(state, seen)
         losses = self._losses(state.program, plans, compensation, seen, unseen) if len(plans) > 1 else {}
-        best = chosen(losses, self.sure) if losses else next(iter(plans))
+        best = chosen(losses, self.sure, self.margin) if losses else next(iter(plans))
         facts = {
             **plans[best].provenance,
             "search": str(self),
@@ -145,18 +148,20 @@ class SearchTrial(BudgetedSearch):
         return None if criterion is None else find_criterion(criterion, f"{self.name()}, option tries"), step
 
 
-def chosen(losses: Mapping[str, torch.Tensor], sure: float) -> str:
-    """The name of least mean loss among the first and those that are surely better than it.
+def chosen(losses: Mapping[str, torch.Tensor], sure: float, margin: float) -> str:
+    """The name of least mean loss among the first and those that are surely, and by a margin, better than it.
 
     Args:
         losses: by name, of the same samples, `[samples]`.
         sure: in standard errors of the mean paired difference.
+        margin: as a share of the first's mean loss.
     """
     first = next(iter(losses))
-    rivals = {first: float(losses[first].mean())}
+    level = float(losses[first].mean())
+    rivals = {first: level}
     for name, loss in losses.items():
         gain = losses[first] - loss
         error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-        if float(gain.mean()) > sure * error:
+        if float(gain.mean()) > max(sure * error, margin * level):
             rivals[name] = float(loss.mean())
     return min(rivals, key=lambda name: rivals[name])

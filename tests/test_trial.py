@@ -34,15 +34,17 @@ def state(program: ofx.Program) -> State:
 def test_only_what_is_surely_better_replaces_the_first() -> None:
     first = torch.tensor([1.0, 2.0, 3.0, 4.0])
     losses = {"": first, "worse": first + 0.1, "noise": torch.tensor([0.0, 3.0, 2.0, 4.5]), "better": first - 0.1, "best": first - 0.2}
-    assert chosen(losses, 2.0) == "best"
-    assert chosen({name: losses[name] for name in ("", "worse", "noise")}, 2.0) == ""
-    assert chosen({name: losses[name] for name in ("", "worse", "noise")}, 0.0) == "noise"
-    assert chosen({"": first, "broken": first + 1e30}, 2.0) == ""
+    assert chosen(losses, 2.0, 0.0) == "best"
+    assert chosen({name: losses[name] for name in ("", "worse", "noise")}, 2.0, 0.0) == ""
+    assert chosen({name: losses[name] for name in ("", "worse", "noise")}, 0.0, 0.0) == "noise"
+    assert chosen({"": first, "broken": first + 1e30}, 2.0, 0.0) == ""
+    assert chosen(losses, 2.0, 0.079) == "best"  # better by 0.2 of 2.5
+    assert chosen(losses, 2.0, 0.081) == ""
 
 
 def test_the_try_of_least_divergence_is_kept(state: State) -> None:
     tries = ("", "discount=1", "balance=0.9", "discount=0.5")
-    step = find_pass("trial", "search", budget="flops <= 40%", tries=tries, sure=0.0)
+    step = find_pass("trial", "search", budget="flops <= 40%", tries=tries, sure=0.0, margin=0.0)
     plan = step.apply(state).plan
     assert plan is not None
     losses = plan.provenance["tries"]
@@ -56,7 +58,7 @@ def test_the_try_of_least_divergence_is_kept(state: State) -> None:
 
 def test_other_criteria_are_scored_on_the_part_that_is_compensated_on(state: State) -> None:
     tries = ("discount=1", "magnitude:", "wanda{normalise=mean}: balance=0.5")
-    step = find_pass("trial", "search", budget="flops <= 40%", tries=tries, sure=0.0, samples=64)
+    step = find_pass("trial", "search", budget="flops <= 40%", tries=tries, sure=0.0, margin=0.0, samples=64)
     seen, _ = parted(state.program, state.data, 64)
     plan = step.apply(state).plan
     carried = annotated_scores(state.program)
