@@ -12,7 +12,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 import optin_fx as ofx
-from optin_fx.retrace import is_dynamic
+from optin_fx.reconstruction import reconstruct
+from optin_fx.retrace import is_dynamic, retrace
 from optin_fx.testing import zoo
 
 # The suite's share: two plans for every entry, and every third entry traced again. More plans trace all of them again.
@@ -41,6 +42,8 @@ def test_entry(entry: zoo.Entry) -> None:
         assert agreement.moved > 1e-4, f"seed {seed}: the masked model is the dense one, so nothing was tested: {agreement}"
     if groups.free and (PLANS > 2 or zoo.ENTRIES.index(entry) % 3 == 0):
         check_smaller(entry, program, plan)
+    if groups.free and (PLANS > 2 or zoo.ENTRIES.index(entry) % 3 == 1):
+        check_compensated(program, plan)
     gc.collect()
 
 
@@ -53,6 +56,17 @@ def check_smaller(entry: zoo.Entry, program: ofx.Program, plan: ofx.Plan) -> Non
     if batch_is_dynamic(program):
         inputs = pytree.tree_map_only(torch.Tensor, lambda t: torch.cat([t, t[:1]]), entry.example())
         small(*inputs[0], **inputs[1])
+
+
+def check_compensated(program: ofx.Program, plan: ofx.Plan) -> None:
+    """Consumers and the layers behind them can be refitted, and the result is of the size that the plan promises and finite."""
+    module, report = reconstruct(program, plan, [ofx.Batch(program.args, program.kwargs)])
+    assert report
+    small = retrace(module, program, provenance={})
+    assert ofx.cost(small).flops == pytest.approx(ofx.cost(program, plan).flops)
+    with torch.no_grad():
+        outputs = pytree.tree_leaves(small(*program.args, **program.kwargs))
+    assert all(value.isfinite().all() for value in outputs if isinstance(value, torch.Tensor) and value.is_floating_point())
 
 
 def batch_is_dynamic(program: ofx.Program) -> bool:
