@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,10 @@ def test_a_killed_command_goes_on_where_it_was(folder: Path, how: signal.Signals
     )
     command = [sys.executable, "-m", "optin_fx", *arguments]
     calls = folder / "calls"
-    running_ = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs, this suite among them, may ignore it
+    running_ = subprocess.Popen(
+        command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=heeding
+    )
     deadline = time.monotonic() + 120
     while (not calls.exists() or len(calls.read_text()) < 4) and time.monotonic() < deadline and running_.poll() is None:
         time.sleep(0.02)
@@ -87,8 +91,8 @@ def test_a_killed_command_goes_on_where_it_was(folder: Path, how: signal.Signals
     before = len(calls.read_text())
     assert 4 <= before < 6
     assert not (folder / "s.safetensors").exists()
-    (partial,) = (folder / "s.safetensors.partial").iterdir()
-    assert [path.suffix for path in partial.iterdir()] == [".safetensors"]
+    (left,) = (folder / "s.safetensors.partial").iterdir()
+    assert [path.suffix for path in left.iterdir()] == [".safetensors"]
     subprocess.run(command, cwd=folder, env=ENVIRONMENT, check=True, capture_output=True)
     assert len(calls.read_text()) <= 6 + 1  # at most one batch was lost
     assert not (folder / "s.safetensors.partial").exists()

@@ -36,6 +36,6 @@ HOLES = """
 def test_holes_between_tensors_go_back_to_the_system() -> None:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(HOLES)], capture_output=True, text=True, check=True)
     inside, outside = map(int, done.stdout.split())
-    half, whole = 30 * 4 << 20, 60 * 4 << 20
+    half = 30 * 4 << 20
     assert inside < 1.15 * half
-    assert outside > 0.9 * whole
+    assert outside > 1.2 * half  # so there was something to do
