@@ -85,11 +85,14 @@ def load(name: str) -> Any:
 
 
 def views(names: Sequence[str], n: int, size: int, seed: int) -> Tensor:
-    """`n` random views (n, 3, size, size), the photographs taken in turn."""
+    """`n` random views (n, 3, size, size), the photographs taken in turn.
+
+    Channels are innermost in memory (`torch.channels_last`): PyTorch's CPU convolutions are about twice as fast on them.
+    """
     generator = torch.Generator().manual_seed(seed)
     made = []
     for index in range(n):
         photo = load(names[index % len(names)])
         width, height = photo.size
         made.append(render(photo, draw(width, height, generator), size))
-    return torch.stack(made)
+    return torch.stack(made).contiguous(memory_format=torch.channels_last)
