@@ -153,8 +153,9 @@ def accumulate(
             rows[i] = {name.removeprefix(ROWS): value.detach().cpu() for name, value in found.items() if name.startswith(ROWS)}
             for name, value in found.items():
                 if not name.startswith(ROWS):
-                    value = value.detach().double().cpu()
-                    sums[name] = sums[name].add_(value) if name in sums else value.clone()
+                    value = value.detach().cpu()
+                    # Adding in place casts on the way: a step's large matrices of float32 are never held in float64 beside their sum.
+                    sums[name] = sums[name].add_(value) if name in sums else value.to(torch.float64, copy=True)
             large = sum(value.numel() * value.element_size() for value in found.values()) > LARGE
             del found
             if large:

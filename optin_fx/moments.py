@@ -6,6 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
+INPUT_SUMS = ("count", "rows", "xx", "x")
+"""What `input_sums` sums up, and `Moments.of_inputs` takes."""
+
+
+def input_sums(x: torch.Tensor, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Sums over rows `x [rows, inputs]`, each counted `weights [rows]` times; `xx [inputs, inputs]` in the rows' precision, on the CPU."""
+    left = x * weights[:, None]
+    found = (weights.sum(dtype=torch.float64), torch.tensor(len(x)), left.T @ x, left.sum(0, dtype=torch.float64))
+    return {name: value.cpu() for name, value in zip(INPUT_SUMS, found, strict=True)}
+
 
 class Moments:
     """Sums over rows of x x^T, x y^T, x, y and y^2, in float64; never the rows themselves."""

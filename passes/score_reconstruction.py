@@ -16,7 +16,7 @@ from optin_fx.execution import accumulate
 from optin_fx.groups import group, leaf_of
 from optin_fx.interpreter import Runner, consumers_by_node
 from optin_fx.masks import token_mask
-from optin_fx.moments import Moments
+from optin_fx.moments import INPUT_SUMS, Moments, input_sums
 from optin_fx.pipeline import ScorePass, find_criterion
 from optin_fx.program import Program
 from optin_fx.refittable import Layer, layer_of
@@ -24,9 +24,6 @@ from optin_fx.rows import chosen_rows
 from optin_fx.scores import Scores
 from optin_fx.sensitivity import Sensitivity, sensitivities
 from optin_fx.units import unit_of_position
-
-_SUMS = ("count", "rows", "xx", "x")
-"""What is summed up at every consumer, of `Moments`."""
 
 
 @dataclass(frozen=True)
@@ -107,25 +104,20 @@ class ScoreReconstruction(ScorePass):
         """Per consumer and block, moments of its inputs; rows count by their squared gradients."""
 
         def step(number: int, batch: Batch) -> dict[str, torch.Tensor]:
-            sums: dict[str, list[Moments]] = {}
+            sums: dict[str, torch.Tensor] = {}
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
             Runner(program, observe=partial(self._add, sums, layers, seen, generator, number, token_mask(program, batch)))(batch)
-            return {
-                f"{node}/{block}/{name}": torch.as_tensor(getattr(moments, name))
-                for node, blocks in sums.items()
-                for block, moments in enumerate(blocks)
-                for name in _SUMS
-            }
+            return sums
 
         found = accumulate("covariances", batches, step)
         return {
-            node: [Moments.of_inputs(**{name: found[f"{node}/{block}/{name}"] for name in _SUMS}) for block in range(layer.groups)]
+            node: [Moments.of_inputs(**{name: found[f"{node}/{block}/{name}"] for name in INPUT_SUMS}) for block in range(layer.groups)]
             for node, (_, layer) in layers.items()
         }
 
     def _add(
         self,
-        sums: dict[str, list[Moments]],
+        sums: dict[str, torch.Tensor],
         layers: Mapping[str, tuple[Consumer, Layer]],
         seen: Mapping[str, Sensitivity],
         generator: torch.Generator,
@@ -141,10 +133,9 @@ class ScoreReconstruction(ScorePass):
         weights = own.weights(batch, self.floor) if self.within else own.rows[batch]
         index = chosen_rows(len(weights), mask, value, self.rows, generator)
         x = layer.inputs_of(value, index).float()
-        blocks = sums.setdefault(consumer.node, [Moments(x.shape[1] // layer.groups, 0) for _ in range(layer.groups)])
         share = len(weights) / max(len(index), 1) if mask is None else 1.0
-        for moments, part in zip(blocks, x.chunk(layer.groups, 1), strict=True):
-            moments.add(part, part[:, :0], weights[index] * share)
+        for block, part in enumerate(x.chunk(layer.groups, 1)):
+            sums |= {f"{consumer.node}/{block}/{name}": value for name, value in input_sums(part, weights[index] * share).items()}
 
     def _consumers(
         self, program: Program, leaf: Axis, consumer: Consumer, layer: Layer, moments: Sequence[Moments], seen: Sensitivity
