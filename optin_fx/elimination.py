@@ -22,17 +22,17 @@ import torch
 
 @dataclass
 class Elimination:
-    """One consumer on the way. Losses see the weight through `W^T G W` alone, which has no more rows than there are candidates.
+    """One consumer on the way. Losses see the weight through `W^T G W` alone, so any factor of that will do, and a short one is cheap.
 
     Attributes:
-        gram: `W^T G W`, with what went folded in, `[columns, columns]`.
+        factor: `F` with `F^T F = W^T G W`, what went being folded in, `[at most columns, columns]`.
         inverse: inverse of the damped covariance of the columns that are left, zero elsewhere, `[columns, columns]`.
         columns: the columns of every unit, `[units, columns per unit]`.
         damping: what was added to the covariance's diagonal.
         rows: how many rows the covariance was estimated from.
     """
 
-    gram: torch.Tensor
+    factor: torch.Tensor
     inverse: torch.Tensor
     columns: torch.Tensor
     damping: float = 0.0
@@ -50,8 +50,9 @@ class Elimination:
         damping = max(ridge * float(covariance.diagonal().mean()), 1e-12)
         damped = covariance.clone()
         damped.diagonal().add_(damping)
-        exact = weight.double()
-        return cls(exact.T @ exact, torch.cholesky_inverse(torch.linalg.cholesky(damped)), columns, damping, rows)
+        return cls(
+            _shortened(weight.to(torch.float64, copy=True)), torch.cholesky_inverse(torch.linalg.cholesky(damped)), columns, damping, rows
+        )
 
     @property
     def optimism(self) -> float:
@@ -66,22 +67,20 @@ class Elimination:
         """What removing each of some units alone would add, `[len(units)]`: `tr([(C^-1)_uu]^-1 (W^T G W)_uu)`."""
         columns = self.columns[units]
         if columns.shape[1] == 1:
-            return self.optimism * self.gram.diagonal()[columns[:, 0]] / self.inverse.diagonal()[columns[:, 0]]
-        blocks, own = (m[columns[:, :, None], columns[:, None, :]] for m in (self.inverse, self.gram))
-        return self.optimism * torch.linalg.solve(blocks, own).diagonal(dim1=1, dim2=2).sum(1)
+            return self.optimism * self.factor.square().sum(0)[columns[:, 0]] / self.inverse.diagonal()[columns[:, 0]]
+        blocks, own = self.inverse[columns[:, :, None], columns[:, None, :]], self.factor[:, columns].transpose(0, 1)
+        return self.optimism * torch.linalg.solve(blocks, own.mT @ own).diagonal(dim1=1, dim2=2).sum(1)
 
     def remove(self, units: torch.Tensor) -> None:
         """Take units out and fold them into what stays: `W <- W - W_P S`, `C^-1 <- C^-1 - (C^-1)_{:P} S`, `S = [(C^-1)_PP]^-1 (C^-1)_P`."""
         gone = self.columns[units].flatten()
         read = self.inverse[gone]
         share = read / read[:, gone] if len(gone) == 1 else torch.linalg.solve(read[:, gone], read)
-        own = self.gram[gone]
-        half = torch.addmm(own, own[:, gone], share, alpha=-0.5)  # (W - W_P S)^T (W - W_P S) = W^T W - S^T half - half^T S
-        self.gram.addmm_(share.T, half, alpha=-1.0).addmm_(half.T, share, alpha=-1.0)
+        self.factor.addmm_(self.factor[:, gone], share, alpha=-1.0)
         self.inverse.addmm_(read.T, share, alpha=-1.0)
-        for matrix in (self.gram, self.inverse):
-            matrix[gone] = 0.0
-            matrix[:, gone] = 0.0
+        self.factor[:, gone] = 0.0
+        self.inverse[gone] = 0.0
+        self.inverse[:, gone] = 0.0
 
     def compacted(self, alive: torch.Tensor) -> Elimination:
         """The same without the columns of units that are gone; units keep their numbers."""
@@ -89,13 +88,18 @@ class Elimination:
         keep[self.columns.flatten()] = False
         keep[self.columns[alive].flatten()] = True
         position = keep.cumsum(0) - 1
-        return Elimination(self.gram[keep][:, keep], self.inverse[keep][:, keep], position[self.columns], self.damping, self.rows)
+        return Elimination(_shortened(self.factor[:, keep]), self.inverse[keep][:, keep], position[self.columns], self.damping, self.rows)
 
     def among(self, units: torch.Tensor) -> Elimination:
         """The same for some units alone, which are numbered anew; exact as long as only they are removed."""
         own = self.columns[units].flatten()
         columns = torch.arange(len(own)).reshape(len(units), -1)
-        return Elimination(self.optimism * self.gram[own][:, own], self.inverse[own][:, own], columns)
+        return Elimination(math.sqrt(self.optimism) * _shortened(self.factor[:, own]), self.inverse[own][:, own], columns)
+
+
+def _shortened(factor: torch.Tensor) -> torch.Tensor:
+    """A factor of the same product `F^T F` with no more rows than columns."""
+    return torch.linalg.qr(factor, mode="r").R if factor.shape[0] > factor.shape[1] else factor
 
 
 def removal_order(consumers: Sequence[Elimination], units: int, chunk: int) -> tuple[list[int], list[float]]:
