@@ -1,6 +1,6 @@
 """optin-fx: makes trained networks smaller and faster in one shot, without retraining."""
 
-from optin_fx.api import Pruned, prune, prune_family, score, search
+from optin_fx.api import Pruned, prune, prune_family, rewrite, score, search
 from optin_fx.costs import Cost, cost
 from optin_fx.data import Batch
 from optin_fx.errors import OptinError
@@ -11,7 +11,7 @@ from optin_fx.plan import Plan, make_plan, random_plan
 from optin_fx.program import Program, load, trace
 from optin_fx.report import Report
 from optin_fx.restoring import restore
-from optin_fx.rewriting import mask, rewrite
+from optin_fx.rewriting import mask
 from optin_fx.rulebook import rule
 from optin_fx.scores import Scores
 from optin_fx.verifying import Agreement, verify

@@ -11,13 +11,13 @@ from torch import nn
 from torch.export import ExportedProgram
 
 import optin_fx.passes  # noqa: F401  registers the passes
-from optin_fx.budget import parse_family
+from optin_fx.budget import parse_budget, parse_family
 from optin_fx.costs import Cost, cost
-from optin_fx.data import batches_of
+from optin_fx.data import Batch, batches_of
 from optin_fx.pipeline import Pass, Pipeline, State, find_pass
 from optin_fx.plan import Plan
 from optin_fx.program import Program, trace
-from optin_fx.recipe import DEFAULT_SCORE, Callback, make_recipe, prune_in_steps, prune_scored
+from optin_fx.recipe import DEFAULT_SCORE, Callback, make_recipe, prune_in_steps, prune_scored, rewriting_pass, searched
 from optin_fx.scores import Scores
 from optin_fx.verifying import Agreement, verify
 from optin_fx.writeback import WriteBack, apply_to
@@ -94,24 +94,66 @@ def score(program: Program, method: str | Pass, data: Iterable[Any] | torch.Tens
     return scores
 
 
-def search(program: Program, scores: Scores, budget: str = "flops <= 50%", method: str | Pass = "rank", **options: Any) -> Plan:
+def search(
+    program: Program,
+    scores: Scores,
+    budget: str = "flops <= 50%",
+    method: str | Pass = "rank",
+    data: Iterable[Any] | torch.Tensor | None = None,
+    **options: Any,
+) -> Plan:
     """The plan that keeps most score within a budget.
 
     Args:
-        budget: "flops <= 50%", "params <= 3M", several joined by "and"; see `optin_fx.budget`.
-        method: a search pass or its text form.
+        budget: "flops <= 50%", "params <= 3M", several joined by "and"; see `optin_fx.budget`. One on latency is met by measurement, which
+            takes minutes.
+        method: a search pass or its text form: "rank", "kwon", "knapsack", or "trial", which needs data and is what `prune` does.
+        data: calibration batches, for a search that looks at outputs.
         options: options of the pass: kinds, freeze, min_keep, align, ...
 
     Raises:
         BudgetError: it cannot be read or met; the message says the least that can be reached.
         ScoreError: the scores are not finite or belong to another model.
+        DataError: the search needs data, and there is none, or it does not fit.
     """
     step = (
         find_pass(method, "search", **options) if isinstance(method, Pass) else find_pass(method, "search", budget=str(budget), **options)
     )
-    plan = Pipeline((step,)).run(State(program, scores=scores)).plan
+    state = State(program, _batches(program, data, step), scores)
+    plan = searched(state, step, parse_budget(getattr(step, "budget", budget))).plan
     assert plan is not None
     return plan
+
+
+def rewrite(
+    program: Program,
+    plan: Plan,
+    data: Iterable[Any] | torch.Tensor | None = None,
+    compensate: bool | str | Pass | None = None,
+) -> Program:
+    """Remove the units that a plan does not keep: every tensor is sliced, every written size derived again, and the graph traced again.
+
+    The result is physically smaller, trainable, saveable and exportable; the program passed in is unchanged. Without data the weights
+    that stay are those of the dense program. With data they are refitted, so that they make up for what went, as `prune` does it.
+
+    Args:
+        data: calibration batches without labels.
+        compensate: "reconstruct", "tune", "none" or a rewriting pass, see `prune`; without, "reconstruct" if there is data.
+
+    Raises:
+        PlanError: the plan does not fit the program.
+        DataError: the compensation needs data, and there is none, or it does not fit.
+        PipelineError: there is no such compensation.
+    """
+    step = rewriting_pass(data is not None if compensate is None else compensate)
+    small = Pipeline((step,)).run(State(program, _batches(program, data, step), plan=plan)).small
+    assert small is not None
+    return small
+
+
+def _batches(program: Program, data: Iterable[Any] | torch.Tensor | None, step: Pass) -> list[Batch] | None:
+    """Checked batches, where there are any or a pass needs them."""
+    return batches_of(program, data, needed_for=step.name()) if data is not None or "data" in step.reads else None
 
 
 def prune(
@@ -207,4 +249,4 @@ def replace_provenance(program: Program, plan: Plan) -> Program:
     return program
 
 
-__all__ = ["Pruned", "Summary", "prune", "prune_family", "score", "search"]
+__all__ = ["Pruned", "Summary", "prune", "prune_family", "rewrite", "score", "search"]

@@ -80,9 +80,7 @@ def make_recipe(
     parsed = parse_budget(budget)
     rearranging = None if rearrange is False else find_pass("rearrange-fisher" if rearrange is True else rearrange, "rearrange")
     scoring = find_pass(score, "score", **({"keep_samples": True} if rearranging and not isinstance(score, Pass) else {}))
-    if isinstance(compensate, bool):
-        compensate = "reconstruct" if compensate else "none"
-    rewriting = find_pass("slice" if compensate == "none" else compensate, "rewrite")
+    rewriting = rewriting_pass(compensate)
     if search is None:
         trial = "trial" if scoring == find_pass(DEFAULT_SCORE, "score") else OWN_TRIAL
         search = trial if rewriting.name() == "rewrite-reconstruct" and not parsed.targets else "rank"
@@ -94,21 +92,36 @@ def make_recipe(
     return Recipe(scoring, searching, rearranging, rewriting, parsed)
 
 
-def prune_scored(state: State, recipe: Recipe, callbacks: Sequence[Callback] = ()) -> State:
-    """Search, rearrange and rewrite a scored state. A budget on latency is searched for in a closed loop of measurements."""
-    steps: tuple[Pass, ...] = (*((recipe.rearranging,) if recipe.rearranging else ()), recipe.rewriting)
-    if recipe.budget.targets:
-        from optin_fx.closed_loop import search_by_latency
+def rewriting_pass(compensate: bool | str | Pass) -> Pass:
+    """The pass that the argument `compensate` of `prune` and `rewrite` names.
 
-        started = time.perf_counter()
-        state = search_by_latency(state, recipe.searching, recipe.budget)
-        seconds = time.perf_counter() - started
-        state = replace(state, log=(*state.log, (str(recipe.searching), seconds)))
-        for callback in callbacks:
-            callback(recipe.searching, state, seconds)
-    else:
-        steps = (recipe.searching, *steps)
-    return Pipeline(steps, tuple(callbacks)).run(state)
+    Raises:
+        PipelineError: there is none.
+    """
+    if isinstance(compensate, bool):
+        compensate = "reconstruct" if compensate else "none"
+    return find_pass("slice" if compensate == "none" else compensate, "rewrite")
+
+
+def searched(state: State, searching: Pass, budget: Budget, callbacks: Sequence[Callback] = ()) -> State:
+    """A scored state with a plan. A budget on latency is searched for in a closed loop of measurements."""
+    if not budget.targets:
+        return Pipeline((searching,), tuple(callbacks)).run(state)
+    from optin_fx.closed_loop import search_by_latency
+
+    started = time.perf_counter()
+    state = search_by_latency(state, searching, budget)
+    seconds = time.perf_counter() - started
+    state = replace(state, log=(*state.log, (str(searching), seconds)))
+    for callback in callbacks:
+        callback(searching, state, seconds)
+    return state
+
+
+def prune_scored(state: State, recipe: Recipe, callbacks: Sequence[Callback] = ()) -> State:
+    """Search, rearrange and rewrite a scored state."""
+    steps: tuple[Pass, ...] = (*((recipe.rearranging,) if recipe.rearranging else ()), recipe.rewriting)
+    return Pipeline(steps, tuple(callbacks)).run(searched(state, recipe.searching, recipe.budget, callbacks))
 
 
 def prune_in_steps(state: State, recipe: Recipe, steps: int = 1, callbacks: Sequence[Callback] = ()) -> State:

@@ -100,6 +100,32 @@ def test_the_result_is_trainable(model: Small) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_single_steps_make_what_prune_makes(model: Small) -> None:
+    whole = ofx.prune(model, (DATA[0],), data=DATA, budget="flops <= 50%")
+    program = ofx.trace(model, (DATA[0],))
+    plan = ofx.search(program, ofx.score(program, "trajectory-sketch", DATA), "flops <= 50%", "trial", DATA)
+    assert plan.kept == whole.plan.kept
+    small = ofx.rewrite(program, plan, DATA)
+    with torch.no_grad():
+        assert torch.equal(small(DATA[0]), whole.program(DATA[0]))
+        assert not torch.allclose(small(DATA[0]), ofx.rewrite(program, plan)(DATA[0]))
+        assert torch.equal(ofx.rewrite(program, plan, DATA, "none")(DATA[0]), ofx.rewrite(program, plan)(DATA[0]))
+        tuned = ofx.rewrite(program, plan, DATA, "tune")
+        assert tuned.provenance["refit"]
+        assert not torch.allclose(tuned(DATA[0]), small(DATA[0]))
+
+
+def test_single_steps_say_what_they_miss(model: Small) -> None:
+    program = ofx.trace(model, (DATA[0],))
+    scores = ofx.score(program, "magnitude")
+    with pytest.raises(DataError, match="search-trial needs calibration data"):
+        ofx.search(program, scores, method="trial")
+    with pytest.raises(DataError, match="rewrite-reconstruct needs calibration data"):
+        ofx.rewrite(program, ofx.search(program, scores), compensate="reconstruct")
+    with pytest.raises(PipelineError, match="there is no pass called 'best'"):
+        ofx.rewrite(program, ofx.search(program, scores), DATA, "best")
+
+
 def test_a_family_is_scored_once_and_each_meets_its_budget(model: Small) -> None:
     seen: list[str] = []
     family = ofx.prune_family(

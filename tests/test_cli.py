@@ -163,6 +163,22 @@ def test_search_rewrite_verify_measure_lower(cli: Callable[..., Said], tmp_path:
     assert (tmp_path / "model.onnx").exists()
 
 
+def test_single_steps_make_what_prune_makes(cli: Callable[..., Said], tmp_path: Path) -> None:
+    assert cli("prune", NET, "--data", DATA, "--budget", "flops <= 50%", "--out", "whole").code == 0
+    assert cli("score", NET, "--data", DATA, "--out", "s.safetensors").code == 0
+    search = ("search", NET, "--scores", "s.safetensors", "--budget", "flops <= 50%", "--search", "trial")
+    assert "search-trial needs calibration data" in cli(*search).err
+    said = cli(*search, "--data", DATA, "--out", "plan.json")
+    assert said.code == 0, said.err
+    said = cli("rewrite", NET, "--plan", "plan.json", "--data", DATA, "--out", "small.pt2")
+    assert said.code == 0, said.err
+    assert "layers refitted" in said.out
+    x = torch.randn(4, 12)
+    with torch.no_grad():
+        assert torch.equal(ofx.load(tmp_path / "small.pt2")(x), ofx.load(tmp_path / "whole/pruned.pt2")(x))
+    assert cli("rewrite", NET, "--plan", "plan.json", "--data", DATA, "--compensate", "none", "--json").json()["refit"] == []
+
+
 def test_prune_writes_a_folder(cli: Callable[..., Said], tmp_path: Path) -> None:
     said = cli("prune", NET, "--data", DATA, "--budget", "flops <= 60%", "--out", "made/here")
     assert said.code == 0, said.err

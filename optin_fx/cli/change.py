@@ -46,7 +46,10 @@ def search(
     budget: options.Budget = "flops <= 50%",
     score: options.Score = DEFAULT_SCORE,
     data: options.Data = None,
-    scores: Annotated[Path | None, typer.Option("--scores", help="scores that `score --out` wrote, in place of --score and --data")] = None,
+    scores: Annotated[Path | None, typer.Option("--scores", help="scores that `score --out` wrote, in place of --score")] = None,
+    search: Annotated[
+        str, typer.Option("--search", metavar="NAME", help="how units are chosen: rank, kwon, knapsack, or trial, which needs --data")
+    ] = "rank",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the plan to this .json file")] = None,
     freeze: options.Freeze = None,
     width: options.Width = None,
@@ -55,6 +58,7 @@ def search(
     allow: options.Allow = None,
     rows: options.Rows = 8,
     samples: options.Samples = 256,
+    memory_limit: options.MemoryLimit = None,
     as_json: options.Json = False,
     sizes: Sizes = DEFAULT,
 ) -> None:
@@ -63,11 +67,10 @@ def search(
         writable_file(out)
     steer = options.steering(freeze, width, kinds, align)
     program = read_model(model, sizes).allowing(*allow or ())
-    if scores is not None:
-        found = Scores.load(scores)
-    else:
-        found = ofx.score(program, score, data=read_data(data, program, rows=rows, samples=samples))
-    plan = ofx.search(program, found, budget=budget, **steer)
+    batches = _batches(data, program, rows, samples)
+    with execution(memory_limit=memory_limit, progress=sys.stderr.isatty()):
+        found = Scores.load(scores) if scores is not None else ofx.score(program, score, data=batches)
+        plan = ofx.search(program, found, budget=budget, method=search, data=batches, **steer)
     if out is not None:
         out.write_text(plan.to_json())
     show(plan, json.loads(plan.to_json()), as_json=as_json)
@@ -77,24 +80,43 @@ def search(
 def rewrite(
     model: options.Model,
     plan: PlanFile,
+    data: options.Data = None,
+    compensate: Annotated[
+        str | None,
+        typer.Option("--compensate", metavar="NAME", help="reconstruct, tune or none [default: reconstruct with --data, else none]"),
+    ] = None,
     out: options.Out = Path("pruned.pt2"),
+    rows: options.Rows = 8,
+    samples: options.Samples = 256,
+    memory_limit: options.MemoryLimit = None,
     as_json: options.Json = False,
     sizes: Sizes = DEFAULT,
 ) -> None:
-    """Cut the model physically as a plan says, and save it."""
+    """Cut the model physically as a plan says, refit what stays if there is data, and save it."""
     writable_file(out)
     chosen = read_plan(plan)
     program = read_model(model, sizes).allowing(*chosen.provenance.get("allow", ()))
-    small = ofx.rewrite(program, chosen)
+    with execution(memory_limit=memory_limit, progress=sys.stderr.isatty()):
+        small = ofx.rewrite(program, chosen, _batches(data, program, rows, samples), compensate)
     small.save(out)
     before, after = ofx.cost(program), ofx.cost(small)
+    refitted = [line for line in small.provenance.get("refit", ()) if ": left alone, " not in line]
     facts = {
         "file": out,
         "flops": {"before": int(before.flops), "after": int(after.flops)},
         "params": {"before": int(before.params), "after": int(after.params)},
+        "refit": refitted,
     }
     text = f"{out}: {after.flops / before.flops:.1%} of the FLOPs, {after.params / before.params:.1%} of the parameters"
+    if refitted:
+        text += f"; {len(refitted)} layers refitted"
     show(text, facts, as_json=as_json)
+
+
+def _batches(data: str | None, program: ofx.Program, rows: int, samples: int) -> list[Any] | None:
+    """The batches of `--data`, as a list, for they are read more than once."""
+    found = read_data(data, program, rows=rows, samples=samples)
+    return None if found is None else list(found)
 
 
 @with_sizes
@@ -127,9 +149,7 @@ def prune(
     rearrange: Annotated[
         bool, typer.Option("--rearrange/--no-rearrange", help="exchange units by what they lose together; needs --score fisher")
     ] = False,
-    compensate: Annotated[
-        str, typer.Option("--compensate", metavar="NAME", help="how what stays makes up for what went: reconstruct, tune or none")
-    ] = "reconstruct",
+    compensate: options.Compensate = "reconstruct",
     steps: Annotated[int, typer.Option("--steps", min=1, help="prune in so many steps, scoring again in each")] = 1,
     out: options.Out = Path("optin-out"),
     freeze: options.Freeze = None,
@@ -155,8 +175,7 @@ def prune(
         raise BudgetError("several budgets and several steps at once", fix="give one budget with --steps, or a family without")
     source = find_model(model, sizes)
     program = ofx.trace(source.model, source.args, source.kwargs).allowing(*allow or ())
-    batches = read_data(data, program, rows=rows, samples=samples)
-    batches = None if batches is None else list(batches)
+    batches = _batches(data, program, rows, samples)
     how: dict[str, Any] = {"data": batches, "score": score, "search": search, "rearrange": rearrange, "compensate": compensate, **steer}
     running = execution(memory_limit=memory_limit, progress=sys.stderr.isatty(), partial=out / "partial")
     if len(family) == 1:

@@ -42,6 +42,9 @@ Budget: TypeAlias = Annotated[
     str, typer.Option("--budget", metavar="TEXT", help="what may stay, e.g. 'flops <= 50%', 'params(encoder) <= 3M'")
 ]
 Target: TypeAlias = Annotated[str, typer.Option("--target", metavar="NAME", help="engine, e.g. onnxruntime:cpu or eager:cpu")]
+Compensate: TypeAlias = Annotated[
+    str, typer.Option("--compensate", metavar="NAME", help="how what stays makes up for what went: reconstruct, tune or none")
+]
 Out: TypeAlias = Annotated[Path, typer.Option("--out", "-o", help="where to write; made if need be")]
 Freeze: TypeAlias = Annotated[
     list[str] | None,

@@ -70,6 +70,8 @@ def test_with_data_what_stays_is_refitted(block: nn.Module) -> None:
         return (ofx.trace(step(exported))(call(50))["y"] - expected).norm().item()
 
     assert gap(PruneExported(data=batches)) < 0.9 * gap(PruneExported())
+    plan = by_magnitude(ofx.trace(exported))
+    assert gap(PruneExported(plan=plan, data=batches)) < 0.9 * gap(PruneExported(plan=plan))
 
 
 @pytest.mark.parametrize("make", ["exported", "make_fx"])
