@@ -173,7 +173,7 @@ def _ceiling(limit: Limit, model: CostModel, latencies: Mapping[str, Measure]) -
         raise BudgetError(
             f"the budget {limit} needs latencies measured on {limit.target}",
             so="no plan can be chosen by latency alone",
-            fix="use ofx.prune, which measures; or pass latencies={target: table} from optin_fx.latency_table.build",
+            fix="use ofx.prune or ofx.search, which measure; or pass latencies={target: table} from optin_fx.latency_table.build",
         )
     dense = measure(model.extents())
     return Ceiling(limit, measure, limit.value * dense if limit.relative else limit.value, dense)

@@ -117,6 +117,15 @@ def test_the_loop_ends_on_the_measured_budget(wide: ofx.Program, monkeypatch: py
     assert len(done.plan.provenance["rounds"]) == said.calls
 
 
+def test_the_search_of_single_steps_measures_too(wide: ofx.Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = _Said(wide, fixed=0.2)
+    monkeypatch.setattr(closed_loop, "measure", said)
+    monkeypatch.setattr(closed_loop, "build", lambda program, target: _table(program))
+    plan = ofx.search(wide, ofx.score(wide, "random"), "latency <= 60% @ eager:cpu", "knapsack")
+    assert 0.57 <= said.share <= 0.60
+    assert len(plan.provenance["rounds"]) == said.calls
+
+
 def test_a_latency_that_cannot_be_reached_lists_what_was_measured(wide: ofx.Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(closed_loop, "measure", _Said(wide, fixed=0.9))
     budget = parse_budget("latency <= 50% @ eager:cpu")
@@ -127,8 +136,9 @@ def test_a_latency_that_cannot_be_reached_lists_what_was_measured(wide: ofx.Prog
 
 
 def test_a_latency_without_a_table_says_where_it_comes_from(wide: ofx.Program) -> None:
+    step = find_pass("rank", "search", budget="latency <= 60% @ eager:cpu")
     with pytest.raises(BudgetError) as caught:
-        ofx.search(wide, ofx.score(wide, "random"), "latency <= 60% @ eager:cpu")
+        step.apply(State(wide, scores=ofx.score(wide, "random")))
     assert "needs latencies measured on eager:cpu" in str(caught.value)
 
 
