@@ -39,7 +39,7 @@ class Compensation:
         logits: at level "affine", also refit inner products over pruned dims (`q k^T`), to what they are in the dense program
             (`optin_fx.logits`).
         ratios: candidate ridges, as shares of the mean input variance.
-        held_out: share of the batches (or of the rows of an only batch) on which ridge and level are chosen.
+        held_out: share of the batches (of a single one that cannot be cut, of its rows) on which ridge and level are chosen.
         rows: at most so many rows per batch enter a refit.
     """
 

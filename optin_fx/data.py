@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from torch.utils import _pytree as pytree
 
 from optin_fx.errors import DataError
 from optin_fx.program import Program
+
+ROWS = 32
+"""Samples of a batch, where it is ours to choose."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ def batches_of(program: Program, data: Iterable[Any] | torch.Tensor | None, *, n
 
     Args:
         data: an iterable of batches; each a tensor (the only input), a tuple (positional inputs), a dict (inputs by
-            name; a key "labels" that is no input of the model is taken as labels) or a `Batch`.
+            name; a key "labels" that is no input of the model is taken as labels) or a `Batch`. A tensor in place of the iterable holds
+            samples, and is cut into batches of 32, or of the size that the model was traced for, if it takes no other.
         needed_for: what wants the data, for the error.
 
     Raises:
@@ -44,7 +48,7 @@ def batches_of(program: Program, data: Iterable[Any] | torch.Tensor | None, *, n
             f"{needed_for} needs calibration data", fix="pass data=batches, an iterable of example inputs (tensor, tuple or dict)"
         )
     if isinstance(data, torch.Tensor):
-        data = [data]
+        data = _batched(program, data)
     if isinstance(data, (Mapping, Batch)):
         raise DataError("data is one batch, not an iterable of batches", fix="pass data=[batch]")
     found = [_batch(program, item, i) for i, item in enumerate(data)]
@@ -55,6 +59,17 @@ def batches_of(program: Program, data: Iterable[Any] | torch.Tensor | None, *, n
             fix="pass at least one batch; an iterator can be read only once",
         )
     return found
+
+
+def _batched(program: Program, samples: torch.Tensor) -> Iterable[torch.Tensor]:
+    """Batches of samples; the last may be smaller, and is left out where the model does not take it."""
+    first = program.placeholders[0].meta.get("val") if program.placeholders else None
+    if not samples.dim() or not isinstance(first, torch.Tensor) or not first.dim():
+        return [samples]
+    size = first.shape[0]
+    if not isinstance(size, int):
+        return samples.split(ROWS)
+    return [part for part in samples.split(size) if len(part) == size] or [samples]
 
 
 def _batch(program: Program, item: Any, number: int) -> Batch:
@@ -163,6 +178,16 @@ def parted(program: Program, batches: Sequence[Batch], first: int) -> tuple[list
         return list(batches), list(batches)
     cut = min(max(first, 1), n - 1)
     return [take(batches[0], 0, cut)], [take(batches[0], cut, n)]
+
+
+def several(program: Program, batches: Sequence[Batch]) -> list[Batch]:
+    """Batches of which some can be held out: an only one is cut by rows into 4 to 16, where the model takes any number of rows."""
+    n = rows(batches[0])
+    if len(batches) != 1 or n < 2 or has_fixed_rows(program):
+        return list(batches)
+    count = min(n, max(4, min(16, n // ROWS)))
+    bounds = [n * i // count for i in range(count + 1)]
+    return [take(batches[0], start, stop) for start, stop in pairwise(bounds)]
 
 
 def first_batches(batches: Sequence[Batch], count: int) -> list[Batch]:

@@ -18,7 +18,7 @@ from optin_fx.attributes import unique_storages
 from optin_fx.available import bytes_to_use
 from optin_fx.channels import Renormalising
 from optin_fx.compensation import Compensation, Refitted
-from optin_fx.data import Batch
+from optin_fx.data import Batch, several
 from optin_fx.execution import current
 from optin_fx.freeing import give_back
 from optin_fx.interpreter import device_of
@@ -42,7 +42,7 @@ def reconstruct(
     program: Program, plan: Plan, batches: Sequence[Batch], options: Compensation | None = None
 ) -> tuple[fx.GraphModule, list[Refitted]]:
     """The sliced program with refitted consumers, and what was done to each."""
-    options = options or Compensation()
+    options, batches = options or Compensation(), several(program, batches)
     give_back(graphs=True)  # of earlier tries
     with torch.no_grad():
         cut, small = resolve(program, plan), sliced(program, plan)

@@ -17,5 +17,6 @@ def chosen_rows(count: int, mask: torch.Tensor | None, read: torch.Tensor, limit
     else:
         index = torch.arange(count)
     if len(index) > limit:
-        index = index[torch.randperm(len(index), generator=generator)[:limit]]
+        # In order, so that the rows of a sample stay together: an only batch's last ones may be held out.
+        index = index[torch.randperm(len(index), generator=generator)[:limit].sort().values]
     return index

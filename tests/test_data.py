@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import optin_fx as ofx
-from optin_fx.data import Batch, batches_of, rows, take
+from optin_fx.data import Batch, batches_of, rows, several, take
 from optin_fx.errors import DataError
 
 
@@ -46,6 +46,27 @@ def test_what_counts_as_a_batch(named: ofx.Program, single: ofx.Program) -> None
     (batch,) = batches_of(named, [{"ids": IDS, "weight": WEIGHT, "labels": torch.tensor([1, 2])}], needed_for="test")
     assert set(batch.kwargs) == {"ids", "weight"}
     assert batch.labels.tolist() == [1, 2]
+
+
+def test_a_tensor_of_samples_is_cut_into_batches(single: ofx.Program) -> None:
+    x = torch.rand(70, 4)
+    found = batches_of(single, x, needed_for="test")
+    assert [rows(batch) for batch in found] == [32, 32, 6]
+    assert torch.equal(torch.cat([batch.args[0] for batch in found]), x)
+    fixed = ofx.trace(nn.Linear(4, 2), (torch.rand(2, 4),), dynamic_shapes=({},))
+    assert [rows(batch) for batch in batches_of(fixed, x[:7], needed_for="test")] == [2, 2, 2]
+    assert "the model takes 2x4" in refusal(fixed, x[:1])
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [1, 1]), (6, [1, 2, 1, 2]), (64, [16] * 4), (200, [33, 33, 34, 33, 33, 34])])
+def test_an_only_batch_is_cut_where_some_is_held_out(single: ofx.Program, count: int, sizes: list[int]) -> None:
+    x = torch.rand(count, 4)
+    found = several(single, [Batch((x,))])
+    assert [rows(batch) for batch in found] == sizes
+    assert torch.equal(torch.cat([batch.args[0] for batch in found]), x)
+    assert several(single, found) == found
+    fixed = ofx.trace(nn.Linear(4, 2), (torch.rand(count, 4),), dynamic_shapes=({},))
+    assert len(several(fixed, [Batch((x,))])) == 1
 
 
 def test_rows_are_taken_together(named: ofx.Program) -> None:

@@ -14,6 +14,7 @@ from optin_fx.lockstep import Lockstep
 from optin_fx.moments import Moments, Refit, offset_only, ridge
 from optin_fx.reconstruction import reconstruct
 from optin_fx.refitting import Aim
+from optin_fx.rows import chosen_rows
 from optin_fx.verifying import agreement
 
 
@@ -35,6 +36,23 @@ def test_ridge_is_the_normal_equations() -> None:
     assert torch.allclose(ridge(moments, w, 1e9).weight, w, atol=1e-6)  # a strong ridge keeps the old weights
     shifted = offset_only(moments, w)
     assert torch.allclose(shifted.bias, (y - x @ w.T).mean(0))
+
+
+def test_an_only_batch_counts_as_if_it_had_come_in_several() -> None:
+    """Also where more rows are there than enter the moments of one batch, 4,096, and none of a held-out sample is fitted on."""
+    model = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 4, 1))
+    x = torch.randn(64, 3, 16, 16)
+    program = ofx.trace(model, (x[:2],))
+    plan = ofx.random_plan(program, 0.5, seed=1)
+    whole, parts = (ofx.rewrite(program, plan, data) for data in ([x], list(x.split(16))))
+    with torch.no_grad():
+        assert torch.equal(whole(x), parts(x))
+
+
+def test_rows_of_a_sample_stay_together() -> None:
+    index = chosen_rows(1000, None, torch.zeros(10, 100, 3), 250, torch.Generator().manual_seed(0))
+    assert len(index.unique()) == 250
+    assert torch.equal(index, index.sort().values)
 
 
 class Redundant(nn.Module):
