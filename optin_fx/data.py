@@ -181,11 +181,14 @@ def parted(program: Program, batches: Sequence[Batch], first: int) -> tuple[list
 
 
 def several(program: Program, batches: Sequence[Batch]) -> list[Batch]:
-    """Batches of which some can be held out: an only one is cut by rows into 4 to 16, where the model takes any number of rows."""
+    """Batches of which some can be held out: an only one is cut by rows into 4 to 16, where the model takes any number of rows.
+
+    Each has two rows at least: a graph that was exported for any number may take one row for a size to be broadcast.
+    """
     n = rows(batches[0])
-    if len(batches) != 1 or n < 2 or has_fixed_rows(program):
+    if len(batches) != 1 or n < 4 or has_fixed_rows(program):
         return list(batches)
-    count = min(n, max(4, min(16, n // ROWS)))
+    count = min(n // 2, max(4, min(16, n // ROWS)))
     bounds = [n * i // count for i in range(count + 1)]
     return [take(batches[0], start, stop) for start, stop in pairwise(bounds)]
 

@@ -58,7 +58,9 @@ def test_a_tensor_of_samples_is_cut_into_batches(single: ofx.Program) -> None:
     assert "the model takes 2x4" in refusal(fixed, x[:1])
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [1, 1]), (6, [1, 2, 1, 2]), (64, [16] * 4), (200, [33, 33, 34, 33, 33, 34])])
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(1, [1]), (3, [3]), (4, [2, 2]), (7, [2, 2, 3]), (64, [16] * 4), (200, [33, 33, 34, 33, 33, 34])]
+)
 def test_an_only_batch_is_cut_where_some_is_held_out(single: ofx.Program, count: int, sizes: list[int]) -> None:
     x = torch.rand(count, 4)
     found = several(single, [Batch((x,))])
