@@ -45,7 +45,8 @@ def batches_of(program: Program, data: Iterable[Any] | torch.Tensor | None, *, n
     """
     if data is None:
         raise DataError(
-            f"{needed_for} needs calibration data", fix="pass data=batches, an iterable of example inputs (tensor, tuple or dict)"
+            f"{needed_for} needs calibration data",
+            fix="pass data=batches (--data in the shell), an iterable of example inputs (tensor, tuple or dict)",
         )
     if isinstance(data, torch.Tensor):
         data = _batched(program, data)

@@ -86,7 +86,8 @@ def refusal(program: ofx.Program, data: Any) -> str:
 
 def test_no_data(single: ofx.Program) -> None:
     assert refusal(single, None) == (
-        "score-fisher needs calibration data\n  fix pass data=batches, an iterable of example inputs (tensor, tuple or dict)"
+        "score-fisher needs calibration data\n"
+        "  fix pass data=batches (--data in the shell), an iterable of example inputs (tensor, tuple or dict)"
     )
     assert refusal(single, []) == (
         "the calibration data is empty\n  so  score-fisher has nothing to look at\n"
