@@ -30,7 +30,6 @@ import optin_fx as ofx
 from optin_fx.cli.output import writable_folder
 from optin_fx.errors import OptinError
 from optin_fx.lowering import Engine
-from optin_fx.pipeline import State, find_pass
 from optin_fx.report import Report
 from optin_fx.timing import Repeats
 
@@ -134,12 +133,8 @@ def prune(program: ofx.Program, variant: Variant, batches: Sequence[Any], scores
         result = ofx.prune(program, data=batches, score=variant.score, budget=variant.budget, compensate=variant.compensate)
         scores[variant.score] = result.scores
         return Smaller(result.program, result.plan)
-    names = ("search-trial", "rewrite-reconstruct") if variant.compensate else ("search-rank", "rewrite-slice")
-    searching, rewriting = find_pass(names[0], budget=variant.budget), find_pass(names[1])
-    done = rewriting.apply(searching.apply(State(program, batches, scores=scores[variant.score])))
-    assert done.small is not None
-    assert done.plan is not None
-    return Smaller(done.small, done.plan)
+    plan = ofx.search(program, scores[variant.score], variant.budget, "trial" if variant.compensate else "rank", batches)
+    return Smaller(ofx.rewrite(program, plan, batches if variant.compensate else None), plan)
 
 
 HEAD = ("", "GFLOPs", "of dense", "M params", "file MB", "ms", "spread", "faster [95 %]", "cosine", "rank")
