@@ -211,3 +211,33 @@ def test_magnitude_aggregates_over_tied_tensors(p: int, aggregate: str) -> None:
 def test_wrong_options_are_refused(plain: tuple[nn.Sequential, ofx.Program, torch.Tensor, torch.Tensor], wrong: str) -> None:
     with pytest.raises(PipelineError, match="refuses its options"):
         ofx.score(plain[1], wrong, data=[plain[2]])
+
+
+class Shuffled(nn.Module):
+    """Convolutions whose channels are taken apart and flattened in between: views that are copies where channels are innermost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 12, 3, padding=1)
+        self.out = nn.Linear(12 * 36, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.one(x).relu()
+        x = x.view(x.shape[0], 2, 8, 6, 6).transpose(1, 2).reshape(x.shape[0], 16, 6, 6)
+        return self.out(torch.flatten(self.two(x).relu(), 1))
+
+
+@pytest.mark.parametrize("criterion", ["trajectory-sketch", "trajectory", "reconstruction", "joint", "wanda", "taylor", "fisher"])
+def test_where_channels_lie_in_memory_changes_nothing(criterion: str) -> None:
+    torch.manual_seed(0)
+    program = ofx.trace(Shuffled(), (torch.randn(2, 3, 6, 6),))
+    data = [torch.randn(8, 3, 6, 6) for _ in range(3)]
+    labels = torch.tensor([0, 1, 2, 3] * 2)
+    inner = [x.contiguous(memory_format=torch.channels_last) for x in data]
+    expected, found = (ofx.score(program, criterion, [ofx.Batch((x,), {}, labels) for x in batches]) for batches in (data, inner))
+    for name, values in expected.values.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-6 * float(values.abs().max()))
+    plan = ofx.search(program, expected, "flops <= 50%")
+    with torch.no_grad():
+        one, other = (ofx.rewrite(program, plan, batches)(data[0]) for batches in (data, inner))
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
