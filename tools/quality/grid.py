@@ -5,7 +5,7 @@ from __future__ import annotations
 BUDGETS: dict[str, tuple[float, ...]] = {
     "reviews": (70, 60, 50, 40, 30, 20),
     "embeddings": (70, 60, 50, 40),
-    "photos": (80, 70, 65, 60, 50),
+    "photos": (80, 70, 65, 60, 50, 40),
     "mnist-vit": (70, 60, 50, 40, 30),
     "mnist-resnet": (70, 60, 50, 40, 30),
     "spans": (70, 60, 50, 40),
