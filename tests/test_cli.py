@@ -179,6 +179,23 @@ def test_single_steps_make_what_prune_makes(cli: Callable[..., Said], tmp_path: 
     assert cli("rewrite", NET, "--plan", "plan.json", "--data", DATA, "--compensate", "none", "--json").json()["refit"] == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("search", "none.such:model", "--search", "best"), "there is no pass called 'best'"),
+        (("search", "none.such:model", "--budget", "half"), "cannot read the budget"),
+        (("rewrite", "none.such:model", "--plan", "plan.json", "--compensate", "best"), "there is no pass called 'best'"),
+    ],
+)
+def test_bad_words_are_refused_before_the_model_is_read(
+    cli: Callable[..., Said], tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "plan.json").write_text(ofx.Plan({}, {}, "none").to_json())
+    said = cli(*arguments)
+    assert said.code == 2
+    assert message in said.err
+
+
 def test_prune_writes_a_folder(cli: Callable[..., Said], tmp_path: Path) -> None:
     said = cli("prune", NET, "--data", DATA, "--budget", "flops <= 60%", "--out", "made/here")
     assert said.code == 0, said.err

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import optin_fx as ofx
-from optin_fx.budget import parse_family
+from optin_fx.budget import parse_budget, parse_family
 from optin_fx.cli import options
 from optin_fx.cli.data import read_data
 from optin_fx.cli.output import note, say, show, writable_file, writable_folder
@@ -21,7 +21,8 @@ from optin_fx.errors import BudgetError, PlanError
 from optin_fx.execution import execution
 from optin_fx.files import remove_if_empty
 from optin_fx.models import Sizes, find_model, read_model
-from optin_fx.recipe import DEFAULT_SCORE
+from optin_fx.pipeline import find_pass
+from optin_fx.recipe import DEFAULT_SCORE, rewriting_pass
 from optin_fx.scores import Scores
 
 PlanFile = Annotated[Path, typer.Option("--plan", help="plan.json, as `search` or `prune` wrote it")]
@@ -65,12 +66,13 @@ def search(
     """Choose the units to keep under a budget."""
     if out is not None:
         writable_file(out)
-    steer = options.steering(freeze, width, kinds, align)
+    parse_budget(budget)
+    searching = find_pass(search, "search", budget=budget, **options.steering(freeze, width, kinds, align))
     program = read_model(model, sizes).allowing(*allow or ())
     batches = _batches(data, program, rows, samples)
     with execution(memory_limit=memory_limit, progress=sys.stderr.isatty()):
         found = Scores.load(scores) if scores is not None else ofx.score(program, score, data=batches)
-        plan = ofx.search(program, found, budget=budget, method=search, data=batches, **steer)
+        plan = ofx.search(program, found, method=searching, data=batches)
     if out is not None:
         out.write_text(plan.to_json())
     show(plan, json.loads(plan.to_json()), as_json=as_json)
@@ -94,10 +96,10 @@ def rewrite(
 ) -> None:
     """Cut the model physically as a plan says, refit what stays if there is data, and save it."""
     writable_file(out)
-    chosen = read_plan(plan)
+    chosen, rewriting = read_plan(plan), None if compensate is None else rewriting_pass(compensate)
     program = read_model(model, sizes).allowing(*chosen.provenance.get("allow", ()))
     with execution(memory_limit=memory_limit, progress=sys.stderr.isatty()):
-        small = ofx.rewrite(program, chosen, _batches(data, program, rows, samples), compensate)
+        small = ofx.rewrite(program, chosen, _batches(data, program, rows, samples), rewriting)
     small.save(out)
     before, after = ofx.cost(program), ofx.cost(small)
     refitted = [line for line in small.provenance.get("refit", ()) if ": left alone, " not in line]
