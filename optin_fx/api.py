@@ -88,8 +88,7 @@ def score(program: Program, method: str | Pass, data: Iterable[Any] | torch.Tens
         ScoreError: scores are not finite.
     """
     step = find_pass(method, "score", **options)
-    state = State(program, None if data is None else batches_of(program, data, needed_for=step.name()))
-    scores = Pipeline((step,)).run(state).scores
+    scores = Pipeline((step,)).run(State(program, _batches(program, data, step))).scores
     assert scores is not None
     return scores
 

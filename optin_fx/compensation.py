@@ -67,9 +67,7 @@ class Compensation:
         return self.layers == "all" and self.target != "own" and self.mode == "sequential"
 
     def is_held_out(self, index: int, count: int) -> bool:
-        """True for the batches that choose the ridge."""
-        if count == 1:
-            return False
+        """True for the batches, of several, that choose the ridge."""
         period = max(2, round(1 / max(self.held_out, 1e-6)))
         return index % period == min(period, count) - 1
 

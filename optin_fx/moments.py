@@ -10,10 +10,11 @@ INPUT_SUMS = ("count", "rows", "xx", "x")
 """What `input_sums` sums up, and `Moments.of_inputs` takes."""
 
 
-def input_sums(x: torch.Tensor, weights: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Sums over rows `x [rows, inputs]`, each counted `weights [rows]` times; `xx [inputs, inputs]` in the rows' precision, on the CPU."""
-    left = x * weights[:, None]
-    found = (weights.sum(dtype=torch.float64), torch.tensor(len(x)), left.T @ x, left.sum(0, dtype=torch.float64))
+def input_sums(x: torch.Tensor, weights: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    """Sums over rows `x [rows, inputs]`, each counted `weights [rows]` times; one by default. On the CPU, `xx` in the rows' precision."""
+    rows, left = torch.tensor(len(x)), x if weights is None else x * weights[:, None]
+    count = rows.double() if weights is None else weights.sum(dtype=torch.float64)
+    found = (count, rows, left.T @ x, left.sum(0, dtype=torch.float64))
     return {name: value.cpu() for name, value in zip(INPUT_SUMS, found, strict=True)}
 
 
@@ -41,12 +42,13 @@ class Moments:
 
         Products are taken in the rows' own precision.
         """
-        left, right = (x, y) if weights is None else (x * weights[:, None], y * weights[:, None])
-        self.count += float(x.shape[0]) if weights is None else float(weights.double().sum())
-        self.rows += x.shape[0]
-        self.xx += (left.T @ x).cpu()
-        self.xy += (left.T @ y).cpu()
-        self.x += left.sum(0, dtype=torch.float64).cpu()
+        inputs = input_sums(x, weights)
+        self.count += float(inputs["count"])
+        self.rows += int(inputs["rows"])
+        self.xx += inputs["xx"]
+        self.x += inputs["x"]
+        right = y if weights is None else y * weights[:, None]
+        self.xy += (x.T @ right).cpu()
         self.y += right.sum(0, dtype=torch.float64).cpu()
         self.yy += (right * y).sum(0, dtype=torch.float64).cpu()
 

@@ -141,6 +141,7 @@ class BudgetedSearch(SearchPass):
     abstract: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        parse_budget(self.budget)  # refused before anything is scored
         for name in ("kinds", "freeze"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))

@@ -34,5 +34,6 @@ class RewriteReconstruct(Compensation, Pass):
         assert state.plan is not None
         batches = batches_of(state.program, state.data, needed_for=self.name())
         module, report = reconstruct(state.program, state.plan, batches, self)
-        facts = {"plan": state.plan.fingerprint, **state.plan.provenance, "refit": [str(item) for item in report]}
+        refit = {"refit": [str(item) for item in report], "refitted": sum(item.level != "none" for item in report)}
+        facts = {"plan": state.plan.fingerprint, **state.plan.provenance, **refit}
         return replace(state, small=retrace(module, state.program, provenance=facts))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import optin_fx as ofx
-from optin_fx.budget import parse_budget, parse_family
+from optin_fx.budget import parse_family
 from optin_fx.cli import options
 from optin_fx.cli.data import read_data
 from optin_fx.cli.output import note, say, show, writable_file, writable_folder
@@ -66,7 +66,6 @@ def search(
     """Choose the units to keep under a budget."""
     if out is not None:
         writable_file(out)
-    parse_budget(budget)
     searching = find_pass(search, "search", budget=budget, **options.steering(freeze, width, kinds, align))
     program = read_model(model, sizes).allowing(*allow or ())
     batches = _batches(data, program, rows, samples)
@@ -83,10 +82,7 @@ def rewrite(
     model: options.Model,
     plan: PlanFile,
     data: options.Data = None,
-    compensate: Annotated[
-        str | None,
-        typer.Option("--compensate", metavar="NAME", help="reconstruct, tune or none [default: reconstruct with --data, else none]"),
-    ] = None,
+    compensate: options.Compensate = None,
     out: options.Out = Path("pruned.pt2"),
     rows: options.Rows = 8,
     samples: options.Samples = 256,
@@ -94,7 +90,7 @@ def rewrite(
     as_json: options.Json = False,
     sizes: Sizes = DEFAULT,
 ) -> None:
-    """Cut the model physically as a plan says, refit what stays if there is data, and save it."""
+    """Cut the model physically as a plan says, and save it. With --data what stays is refitted (--compensate reconstruct)."""
     writable_file(out)
     chosen, rewriting = read_plan(plan), None if compensate is None else rewriting_pass(compensate)
     program = read_model(model, sizes).allowing(*chosen.provenance.get("allow", ()))
@@ -102,16 +98,15 @@ def rewrite(
         small = ofx.rewrite(program, chosen, _batches(data, program, rows, samples), rewriting)
     small.save(out)
     before, after = ofx.cost(program), ofx.cost(small)
-    refitted = [line for line in small.provenance.get("refit", ()) if ": left alone, " not in line]
     facts = {
         "file": out,
         "flops": {"before": int(before.flops), "after": int(after.flops)},
         "params": {"before": int(before.params), "after": int(after.params)},
-        "refit": refitted,
+        "refit": small.provenance.get("refit", []),
     }
     text = f"{out}: {after.flops / before.flops:.1%} of the FLOPs, {after.params / before.params:.1%} of the parameters"
-    if refitted:
-        text += f"; {len(refitted)} layers refitted"
+    if "refitted" in small.provenance:
+        text += f"; {small.provenance['refitted']} layers refitted"
     show(text, facts, as_json=as_json)
 
 

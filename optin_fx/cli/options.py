@@ -43,7 +43,7 @@ Budget: TypeAlias = Annotated[
 ]
 Target: TypeAlias = Annotated[str, typer.Option("--target", metavar="NAME", help="engine, e.g. onnxruntime:cpu or eager:cpu")]
 Compensate: TypeAlias = Annotated[
-    str, typer.Option("--compensate", metavar="NAME", help="how what stays makes up for what went: reconstruct, tune or none")
+    str | None, typer.Option("--compensate", metavar="NAME", help="how what stays makes up for what went: reconstruct, tune or none")
 ]
 Out: TypeAlias = Annotated[Path, typer.Option("--out", "-o", help="where to write; made if need be")]
 Freeze: TypeAlias = Annotated[

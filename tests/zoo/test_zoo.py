@@ -43,7 +43,7 @@ def test_entry(entry: zoo.Entry) -> None:
     if groups.free and (PLANS > 2 or zoo.ENTRIES.index(entry) % 3 == 0):
         check_smaller(entry, program, plan)
     if groups.free and (PLANS > 2 or zoo.ENTRIES.index(entry) % 3 == 1):
-        check_compensated(program, plan)
+        check_compensated(entry, program, plan)
     gc.collect()
 
 
@@ -58,9 +58,10 @@ def check_smaller(entry: zoo.Entry, program: ofx.Program, plan: ofx.Plan) -> Non
         small(*inputs[0], **inputs[1])
 
 
-def check_compensated(program: ofx.Program, plan: ofx.Plan) -> None:
+def check_compensated(entry: zoo.Entry, program: ofx.Program, plan: ofx.Plan) -> None:
     """Consumers and the layers behind them can be refitted, and the result is of the size that the plan promises and finite."""
-    module, _ = reconstruct(program, plan, [ofx.Batch(program.args, program.kwargs)])
+    module, report = reconstruct(program, plan, [ofx.Batch(program.args, program.kwargs)])
+    assert report or entry.name == "tied_autoencoder"  # its layers share one weight, which two refits cannot both have
     small = retrace(module, program, provenance={})
     assert ofx.cost(small).flops == pytest.approx(ofx.cost(program, plan).flops)
     with torch.no_grad():
