@@ -20,6 +20,12 @@ Objective = Callable[[Runner, list[torch.Tensor], Batch, torch.Generator], Itera
 """From a finished run, its outputs and its batch to (name, scalar) pairs, one backward pass each. Each scalar is a sum over samples, of
 which every term depends on its sample alone. Random numbers come from the generator, which is seeded by the batch's number."""
 
+Rows = Mapping[str, Mapping[str, torch.Tensor]]
+"""Gate gradients of a batch by objective and group, `[samples x draws, extent]`; rows of one number belong together."""
+
+Weigh = Callable[[Rows], torch.Tensor]
+"""From a batch's gradients to how much each row's squares count, `[samples x draws]` float64."""
+
 
 @dataclass(frozen=True)
 class GateGradients:
@@ -27,7 +33,7 @@ class GateGradients:
 
     Attributes:
         count: samples times draws.
-        mean: of g. absolute: of |g|. squared: of g^2.
+        mean: of g. absolute: of |g|. squared: of g^2, each row weighed where that was asked for.
         samples: g itself, `[count, extent]` float32, where it was asked for.
     """
 
@@ -45,6 +51,7 @@ def gate_gradients(
     *,
     taps: tuple[str, ...] = (),
     keep_samples: bool = False,
+    weigh: Weigh | None = None,
     seed: int = 0,
 ) -> dict[str, GateGradients]:
     """Gate gradients of every objective that `objective` names. Gates of ones with a row per sample make them per sample.
@@ -55,6 +62,7 @@ def gate_gradients(
     Args:
         taps: nodes whose results the objective reads, in `runner.tapped`.
         keep_samples: also keep the gradients of every sample.
+        weigh: how much the squares of each sample count; all alike without.
         seed: of the objective's random numbers.
 
     Raises:
@@ -63,7 +71,7 @@ def gate_gradients(
     cutter = Cutter(program, taps)
 
     def step(number: int, batch: Batch) -> dict[str, torch.Tensor]:
-        return _of_batch(program, batch, objective, cutter, keep_samples, number, seed)
+        return _of_batch(program, batch, objective, cutter, keep_samples, weigh, number, seed)
 
     found = accumulate("gradients", batches, step)
     labels = dict.fromkeys(name.split("/")[1] for name in found if name.startswith("count/"))
@@ -71,9 +79,17 @@ def gate_gradients(
 
 
 def _of_batch(
-    program: Program, batch: Batch, objective: Objective, cutter: Cutter, keep_samples: bool, number: int, seed: int
+    program: Program,
+    batch: Batch,
+    objective: Objective,
+    cutter: Cutter,
+    keep_samples: bool,
+    weigh: Weigh | None,
+    number: int,
+    seed: int,
 ) -> dict[str, torch.Tensor]:
     sums: dict[str, torch.Tensor] = {}
+    each: dict[str, dict[str, torch.Tensor]] = {}
 
     def add(name: str, value: torch.Tensor) -> None:
         sums[name] = sums[name] + value if name in sums else value
@@ -98,10 +114,17 @@ def _of_batch(
             double = gradient.double()
             add(f"mean/{label}/{g.name}", double.sum(0))
             add(f"absolute/{label}/{g.name}", double.abs().sum(0))
-            add(f"squared/{label}/{g.name}", double.square().sum(0))
-            if keep_samples:
-                key = f"{ROWS}{label}/{g.name}"
-                sums[key] = torch.cat([sums[key], gradient.float()]) if key in sums else gradient.float()
+            if weigh is None:
+                add(f"squared/{label}/{g.name}", double.square().sum(0))
+            if keep_samples or weigh is not None:
+                own = each.setdefault(label, {})
+                own[g.name] = torch.cat([own[g.name], gradient.float()]) if g.name in own else gradient.float()
+    if weigh is not None and each:
+        counts = weigh(each)
+        for label, groups in each.items():
+            sums |= {f"squared/{label}/{name}": counts @ own.double().square() for name, own in groups.items()}
+    if keep_samples:
+        sums |= {f"{ROWS}{label}/{name}": own for label, groups in each.items() for name, own in groups.items()}
     return sums
 
 

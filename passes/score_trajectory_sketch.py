@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 
 from optin_fx.data import Batch, first_batches
-from optin_fx.gradients import gate_gradients
-from optin_fx.groups import group
+from optin_fx.gradients import Rows, gate_gradients
 from optin_fx.interpreter import Runner
 from optin_fx.layers import Layer
 from optin_fx.masks import token_mask
@@ -32,8 +31,13 @@ class ScoreTrajectorySketch(TrajectoryPass):
     matrices are taken within a sample, so that one backward pass gives an independent estimate per sample. Cost: one forward
     and `2 * probes` backward passes over the data, for any number of units; the exact criterion costs one forward per unit.
 
+    The paper's loss is a mean over samples, of which a few that the model is unsure of can outweigh all others by orders of magnitude. With
+    `power=0.5` a sample's scores are divided by the root of their sum over all units: the scores are then those of the mean *root* of a
+    sample's loss. Distances count for more so; with logits that are near certain, `lam` should grow with it (docs/scores.md).
+
     Attributes:
         probes: probes per sample and term.
+        power: samples count by their total to this power: 1: the plain mean; 0.5: by the root; 0: all alike.
         most: batches beyond so many samples are left out where `samples` is not given; further ones hardly change the ranking
             (docs/results/sketch.md).
     """
@@ -41,11 +45,14 @@ class ScoreTrajectorySketch(TrajectoryPass):
     probes: int = 1
     most: int = field(default=256, kw_only=True)
     depth: str = field(default="mean", kw_only=True)
+    power: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.probes < 1 or self.most < 1:
             raise ValueError("probes and most must be at least 1")
+        if not 0 <= self.power <= 1:
+            raise ValueError("power is a number between 0 and 1")
 
     def score(self, program: Program, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
         """Squared gate gradients of probed Gram matrices and of drawn log-likelihoods."""
@@ -61,14 +68,23 @@ class ScoreTrajectorySketch(TrajectoryPass):
                     yield "distance", torch.stack(probed).sum()
                 yield "output", torch.stack([t.log_likelihood(outputs[t.index], generator, self.temperature) for t in terms]).sum()
 
-        found = gate_gradients(program, batches, objective, taps=tuple(layer.node for layer in used), seed=self.seed)
-        result = {}
-        for g in group(program).free:
-            none = torch.zeros(g.extent, dtype=torch.float64)
-            distance = found["distance"].squared[g.name] if "distance" in found else none
-            output = 0.5 * found["output"].squared[g.name] if "output" in found else none
-            result[g.name] = distance * shares.get(g.name, 1.0) + self.lam * output
-        return result
+        def weigh(rows: Rows) -> torch.Tensor:
+            squares = {label: {name: own.double().square().sum(1) for name, own in groups.items()} for label, groups in rows.items()}
+            totals = torch.stack(list(self._losses(squares, shares).values())).sum(0)
+            return torch.where(totals > 0, totals.pow(self.power - 1), 0.0)
+
+        weighed = None if self.power == 1 else weigh
+        found = gate_gradients(program, batches, objective, taps=tuple(layer.node for layer in used), weigh=weighed, seed=self.seed)
+        return self._losses({label: one.squared for label, one in found.items()}, shares)
+
+    def _losses(self, squares: Rows, shares: Mapping[str, float]) -> dict[str, torch.Tensor]:
+        """Both terms' squared gradients, by objective and group, as losses by group."""
+        found: dict[str, torch.Tensor] = {}
+        for label, groups in squares.items():
+            for name, own in groups.items():
+                part = own * (shares.get(name, 1.0) if label == "distance" else 0.5 * self.lam)
+                found[name] = found[name] + part if name in found else part
+        return found
 
     def _probe(self, layer: Layer, value: torch.Tensor, mask: torch.Tensor | None, number: int, generator: torch.Generator) -> torch.Tensor:
         features = F.normalize(layer.rows(value).float(), dim=-1)

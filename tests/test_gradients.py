@@ -11,8 +11,8 @@ from torch import nn
 
 import optin_fx as ofx
 from optin_fx.data import Batch
-from optin_fx.errors import ScoreError
-from optin_fx.gradients import gate_gradients
+from optin_fx.errors import PipelineError, ScoreError
+from optin_fx.gradients import Rows, gate_gradients
 from optin_fx.interpreter import Runner
 from optin_fx.layers import layers_of
 
@@ -70,6 +70,45 @@ def test_per_sample_gates_give_per_sample_gradients(program: ofx.Program) -> Non
     for name in together:
         assert together[name].max() > 0
         assert torch.allclose(together[name], apart[name], rtol=1e-6)
+
+
+def test_samples_are_weighed_by_what_all_their_gradients_are(program: ofx.Program) -> None:
+    """Weights of rows multiply their squares, in every objective and however the samples come in batches."""
+    data = program.args[0]
+
+    def objective(_: Runner, outputs: list[torch.Tensor], __: Batch, ___: torch.Generator) -> list[tuple[str, torch.Tensor]]:
+        return [("square", outputs[0].square().sum()), ("cube", outputs[0].pow(3).sum())]
+
+    def weigh(rows: Rows) -> torch.Tensor:
+        return sum(own.double().square().sum(1) for groups in rows.values() for own in groups.values()).sqrt()
+
+    plain = gate_gradients(program, [Batch((data,))], objective, keep_samples=True)
+    counts = weigh({label: one.samples for label, one in plain.items()})
+    assert counts.shape == (4,)
+    for batches in ([Batch((data,))], [Batch((data[:1],)), Batch((data[1:],))]):
+        found = gate_gradients(program, batches, objective, weigh=weigh)
+        for label, one in plain.items():
+            for name, own in one.samples.items():
+                assert torch.allclose(found[label].squared[name], (counts[:, None] * own.double().square()).mean(0), rtol=1e-5)
+                assert torch.equal(found[label].mean[name], one.mean[name]) or len(batches) > 1  # only squares are weighed
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_a_sample_counts_by_a_power_of_its_total(program: ofx.Program, power: float) -> None:
+    def scored(data: torch.Tensor, power: float) -> torch.Tensor:
+        scores = ofx.score(program, "trajectory-sketch", data=[data], power=power, lam=3.0)
+        return torch.cat([scores[name] for name in scores])
+
+    one = program.args[0][:1]
+    whole = scored(one, 1.0)
+    assert torch.allclose(scored(one, power), whole * whole.sum() ** (power - 1), rtol=1e-5)
+    if power == 0.0:  # all samples share out one
+        assert float(scored(program.args[0], power).sum()) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_a_power_beyond_one_is_refused(program: ofx.Program) -> None:
+    with pytest.raises(PipelineError, match="power is a number between 0 and 1"):
+        ofx.score(program, "trajectory-sketch", data=[program.args[0]], power=1.5)
 
 
 def exact_second_order(program: ofx.Program, name: str, unit: int, depth: str) -> float:

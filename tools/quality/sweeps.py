@@ -91,6 +91,17 @@ SWEEPS = (
         ),
     ),
     Sweep(
+        "Samples",
+        "Do scores add up samples in full, or by the root of each one's total, so that few do not outweigh the others?",
+        _methods(
+            mean=_pipeline(),
+            root=_pipeline(f"{SCORE}{{power=0.5}}"),
+            root_output_times_100=_pipeline(f"{SCORE}{{power=0.5, lam=100.0}}"),
+            discount_1=_pipeline(search=f"{SEARCH}{{discount=1}}"),
+            root_output_times_100_discount_1=_pipeline(f"{SCORE}{{power=0.5, lam=100.0}}", f"{SEARCH}{{discount=1}}"),
+        ),
+    ),
+    Sweep(
         "Which units",
         "Heads and neurons only, or dims inside heads, too?",
         _methods(
