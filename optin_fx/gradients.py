@@ -14,7 +14,7 @@ from optin_fx.finite import refuse_non_finite, why_not_finite
 from optin_fx.groups import group
 from optin_fx.interpreter import Runner
 from optin_fx.program import Program
-from optin_fx.tapes import Cutter, FrozenRunner, Taped, gradients, ones
+from optin_fx.tapes import Cutter, FrozenRunner, Losses, Taped, gradients, ones
 
 Objective = Callable[[Runner, list[torch.Tensor], Batch, torch.Generator], Iterable[tuple[str, torch.Tensor]]]
 """From a finished run, its outputs and its batch to (name, scalar) pairs, one backward pass each. Each scalar is a sum over samples, of
@@ -71,7 +71,13 @@ def gate_gradients(
     cutter = Cutter(program, taps)
 
     def step(number: int, batch: Batch) -> dict[str, torch.Tensor]:
-        return _of_batch(program, batch, objective, cutter, keep_samples, weigh, number, seed)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+
+        def losses(runner: FrozenRunner, outputs: list[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+            refuse_non_finite(program, batch, outputs, number)
+            return _checked(objective(runner, outputs, batch, generator))
+
+        return _of_batch(cutter, batch, number, losses, keep_samples, weigh)
 
     found = accumulate("gradients", batches, step)
     labels = dict.fromkeys(name.split("/")[1] for name in found if name.startswith("count/"))
@@ -79,26 +85,13 @@ def gate_gradients(
 
 
 def _of_batch(
-    program: Program,
-    batch: Batch,
-    objective: Objective,
-    cutter: Cutter,
-    keep_samples: bool,
-    weigh: Weigh | None,
-    number: int,
-    seed: int,
+    cutter: Cutter, batch: Batch, number: int, losses: Losses, keep_samples: bool, weigh: Weigh | None
 ) -> dict[str, torch.Tensor]:
-    sums: dict[str, torch.Tensor] = {}
+    program, sums = cutter.program, dict[str, torch.Tensor]()
     each: dict[str, dict[str, torch.Tensor]] = {}
 
     def add(name: str, value: torch.Tensor) -> None:
         sums[name] = sums[name] + value if name in sums else value
-
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-
-    def losses(runner: FrozenRunner, outputs: list[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
-        refuse_non_finite(program, batch, outputs, number)
-        return _checked(objective(runner, outputs, batch, generator))
 
     for part, label, found in gradients(cutter, batch, lambda piece: _taped(cutter, piece), losses):
         count = part.stop - part.start

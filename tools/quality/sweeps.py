@@ -98,7 +98,7 @@ SWEEPS = (
             root=_pipeline(f"{SCORE}{{power=0.5}}"),
             root_output_times_100=_pipeline(f"{SCORE}{{power=0.5, lam=100.0}}"),
             discount_1=_pipeline(search=f"{SEARCH}{{discount=1}}"),
-            root_output_times_100_discount_1=_pipeline(f"{SCORE}{{power=0.5, lam=100.0}}", f"{SEARCH}{{discount=1}}"),
+            root_output_times_100_and_discount_1=_pipeline(f"{SCORE}{{power=0.5, lam=100.0}}", f"{SEARCH}{{discount=1}}"),
         ),
     ),
     Sweep(
