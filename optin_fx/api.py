@@ -17,7 +17,7 @@ from optin_fx.data import Batch, batches_of
 from optin_fx.pipeline import Pass, Pipeline, State, find_pass
 from optin_fx.plan import Plan
 from optin_fx.program import Program, trace
-from optin_fx.recipe import DEFAULT_SCORE, Callback, make_recipe, prune_in_steps, prune_scored, rewriting_pass, searched
+from optin_fx.recipe import DEFAULT_SCORE, Callback, make_recipe, prune_in_steps, prune_scored, rearranging_pass, rewriting_pass, searched
 from optin_fx.scores import Scores
 from optin_fx.verifying import Agreement, verify
 from optin_fx.writeback import WriteBack, apply_to
@@ -99,6 +99,7 @@ def search(
     budget: str = "flops <= 50%",
     method: str | Pass = "rank",
     data: Iterable[Any] | torch.Tensor | None = None,
+    rearrange: bool | str | Pass = False,
     **options: Any,
 ) -> Plan:
     """The plan that keeps most score within a budget.
@@ -108,18 +109,20 @@ def search(
             takes minutes.
         method: a search pass or its text form: "rank", "kwon", "knapsack", or "trial", which needs data and is what `prune` does.
         data: calibration batches, for a search that looks at outputs.
+        rearrange: then exchange units within groups by their joint loss (`rearrange-fisher`); for scores of `fisher{keep_samples=True}`.
         options: options of the pass: kinds, freeze, min_keep, align, ...
 
     Raises:
         BudgetError: it cannot be read or met; the message says the least that can be reached.
-        ScoreError: the scores are not finite or belong to another model.
+        ScoreError: the scores are not finite, belong to another model, or have no gradients of single samples to rearrange by.
         DataError: the search needs data, and there is none, or it does not fit.
     """
     step = (
         find_pass(method, "search", **options) if isinstance(method, Pass) else find_pass(method, "search", budget=str(budget), **options)
     )
-    state = State(program, _batches(program, data, step), scores)
-    plan = searched(state, step, parse_budget(getattr(step, "budget", budget))).plan
+    rearranging = rearranging_pass(rearrange)
+    state = searched(State(program, _batches(program, data, step), scores), step, parse_budget(getattr(step, "budget", budget)))
+    plan = (Pipeline((rearranging,)).run(state) if rearranging else state).plan
     assert plan is not None
     return plan
 

@@ -78,8 +78,8 @@ def make_recipe(
         PipelineError, BudgetError: one of them cannot be read.
     """
     parsed = parse_budget(budget)
-    rearranging = None if rearrange is False else find_pass("rearrange-fisher" if rearrange is True else rearrange, "rearrange")
-    scoring = find_pass(score, "score", **({"keep_samples": True} if rearranging and not isinstance(score, Pass) else {}))
+    rearranging = rearranging_pass(rearrange)
+    scoring = scoring_pass(score, rearranging)
     rewriting = rewriting_pass(compensate)
     if search is None:
         trial = "trial" if scoring == find_pass(DEFAULT_SCORE, "score") else OWN_TRIAL
@@ -90,6 +90,24 @@ def make_recipe(
     if isinstance(search, Pass):
         parsed = parse_budget(getattr(search, "budget", budget))
     return Recipe(scoring, searching, rearranging, rewriting, parsed)
+
+
+def rearranging_pass(rearrange: bool | str | Pass) -> Pass | None:
+    """The pass that the argument `rearrange` of `prune` and `search` names, if any.
+
+    Raises:
+        PipelineError: there is none of that name.
+    """
+    return None if rearrange is False else find_pass("rearrange-fisher" if rearrange is True else rearrange, "rearrange")
+
+
+def scoring_pass(score: str | Pass, rearranging: Pass | None = None) -> Pass:
+    """The pass that the argument `score` of `prune` names; it keeps what an exchange of units needs, if there is to be one.
+
+    Raises:
+        PipelineError: there is none, or it cannot keep gradients of single samples.
+    """
+    return find_pass(score, "score", **({"keep_samples": True} if rearranging and not isinstance(score, Pass) else {}))
 
 
 def rewriting_pass(compensate: bool | str | Pass) -> Pass:

@@ -140,6 +140,18 @@ def test_score_to_a_file_and_search_from_it(cli: Callable[..., Said]) -> None:
     assert found["kept"] == again["kept"]
 
 
+def test_search_rearranges(cli: Callable[..., Said]) -> None:
+    said = cli("score", NET, "--score", "fisher{keep_samples=True}", "--data", DATA, "--out", "fisher.safetensors", "--json")
+    assert said.code == 0, said.err
+    found = cli("search", NET, "--scores", "fisher.safetensors", "--search", "kwon", "--rearrange", "--json").json()
+    again = cli("search", NET, "--score", "fisher", "--data", DATA, "--search", "kwon", "--rearrange", "--json").json()
+    assert found["kept"] == again["kept"]
+    assert "rearranged" in found["provenance"]
+    said = cli("search", "nowhere:model", "--score", "magnitude", "--rearrange")  # refused before the model is read
+    assert said.code == 2
+    assert "keep_samples" in said.err
+
+
 def test_search_rewrite_verify_measure_lower(cli: Callable[..., Said], tmp_path: Path) -> None:
     said = cli("search", NET, "--score", "magnitude", "--data", DATA, "--budget", "flops <= 50%", "--out", "new/plan.json", "--json")
     assert said.code == 0, said.err

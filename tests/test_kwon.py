@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,3 +104,21 @@ def test_the_whole_method_in_one_call() -> None:
             found[compensate] = float((result.program(fresh) - model(fresh)).square().mean())
     assert [name.partition("{")[0] for name, _ in result.report.stages] == ["score-fisher", "search-kwon", "rewrite-slice"]
     assert found["tune"] < 0.9 * found["none"]
+
+
+def test_single_steps_come_to_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 4))
+    data = [torch.randn(32, 8) for _ in range(3)]
+    whole = ofx.prune(model, (data[0],), data=data, score="fisher", search="kwon", rearrange=True, compensate=False)
+    program = ofx.trace(model, (data[0],))
+    ofx.score(program, "fisher", data=data, keep_samples=True).save(tmp_path / "scores.safetensors")
+    scores = ofx.Scores.load(tmp_path / "scores.safetensors")
+    plan = ofx.search(program, scores, method="kwon", rearrange=True)
+    assert plan.kept == whole.plan.kept
+    assert plan.provenance["rearranged"] == whole.plan.provenance["rearranged"]
+    assert plan.kept != ofx.search(program, scores, method="kwon").kept
+    greedy = ofx.search(program, scores, method="kwon", rearrange="rearrange-fisher{search=greedy}")
+    assert greedy.provenance["rearranged"]["loss after"] >= plan.provenance["rearranged"]["loss after"]
+    with pytest.raises(ScoreError, match="no gradients of single samples"):
+        ofx.search(program, ofx.score(program, "fisher", data=data), method="kwon", rearrange=True)

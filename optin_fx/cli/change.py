@@ -22,7 +22,7 @@ from optin_fx.execution import execution
 from optin_fx.files import remove_if_empty
 from optin_fx.models import Sizes, find_model, read_model
 from optin_fx.pipeline import find_pass
-from optin_fx.recipe import DEFAULT_SCORE, rewriting_pass
+from optin_fx.recipe import DEFAULT_SCORE, rearranging_pass, rewriting_pass, scoring_pass
 from optin_fx.scores import Scores
 
 PlanFile = Annotated[Path, typer.Option("--plan", help="plan.json, as `search` or `prune` wrote it")]
@@ -51,6 +51,7 @@ def search(
     search: Annotated[
         str, typer.Option("--search", metavar="NAME", help="how units are chosen: rank, kwon, knapsack, or trial, which needs --data")
     ] = "rank",
+    rearrange: options.Rearrange = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the plan to this .json file")] = None,
     freeze: options.Freeze = None,
     width: options.Width = None,
@@ -67,11 +68,12 @@ def search(
     if out is not None:
         writable_file(out)
     searching = find_pass(search, "search", budget=budget, **options.steering(freeze, width, kinds, align))
+    scoring = scoring_pass(score, rearranging_pass(rearrange and scores is None))
     program = read_model(model, sizes).allowing(*allow or ())
     batches = _batches(data, program, rows, samples)
     with execution(memory_limit=memory_limit, progress=sys.stderr.isatty()):
-        found = Scores.load(scores) if scores is not None else ofx.score(program, score, data=batches)
-        plan = ofx.search(program, found, method=searching, data=batches)
+        found = Scores.load(scores) if scores is not None else ofx.score(program, scoring, data=batches)
+        plan = ofx.search(program, found, method=searching, data=batches, rearrange=rearrange)
     if out is not None:
         out.write_text(plan.to_json())
     show(plan, json.loads(plan.to_json()), as_json=as_json)
@@ -143,9 +145,7 @@ def prune(
             help="how units are chosen: rank, kwon, knapsack or trial [default: trial with reconstruct, else rank]",
         ),
     ] = None,
-    rearrange: Annotated[
-        bool, typer.Option("--rearrange/--no-rearrange", help="exchange units by what they lose together; needs --score fisher")
-    ] = False,
+    rearrange: options.Rearrange = False,
     compensate: options.Compensate = "reconstruct",
     steps: Annotated[int, typer.Option("--steps", min=1, help="prune in so many steps, scoring again in each")] = 1,
     out: options.Out = Path("optin-out"),

@@ -42,6 +42,9 @@ Budget: TypeAlias = Annotated[
     str, typer.Option("--budget", metavar="TEXT", help="what may stay, e.g. 'flops <= 50%', 'params(encoder) <= 3M'")
 ]
 Target: TypeAlias = Annotated[str, typer.Option("--target", metavar="NAME", help="engine, e.g. onnxruntime:cpu or eager:cpu")]
+Rearrange: TypeAlias = Annotated[
+    bool, typer.Option("--rearrange/--no-rearrange", help="exchange units by what they lose together; needs --score fisher")
+]
 Compensate: TypeAlias = Annotated[
     str | None, typer.Option("--compensate", metavar="NAME", help="how what stays makes up for what went: reconstruct, tune or none")
 ]
