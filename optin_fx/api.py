@@ -120,9 +120,8 @@ def search(
     step = (
         find_pass(method, "search", **options) if isinstance(method, Pass) else find_pass(method, "search", budget=str(budget), **options)
     )
-    rearranging = rearranging_pass(rearrange)
-    state = searched(State(program, _batches(program, data, step), scores), step, parse_budget(getattr(step, "budget", budget)))
-    plan = (Pipeline((rearranging,)).run(state) if rearranging else state).plan
+    state = State(program, _batches(program, data, step), scores)
+    plan = searched(state, step, rearranging_pass(rearrange), parse_budget(getattr(step, "budget", budget))).plan
     assert plan is not None
     return plan
 

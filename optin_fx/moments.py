@@ -10,10 +10,10 @@ INPUT_SUMS = ("count", "rows", "xx", "x")
 """What `input_sums` sums up, and `Moments.of_inputs` takes."""
 
 STRIP = 128
-"""Rows of a strip in `gram`: fewer save more of the products, but leave less work for each call."""
+"""Rows of a strip in `gram_matrix`: fewer save more of the products, but leave less work for each call."""
 
 
-def gram(left: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def gram_matrix(left: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """`left^T x [inputs, inputs]` where that is symmetric, as for `x` with its rows weighed; `left` and `x` are `[rows, inputs]`.
 
     Made in strips right of the diagonal, and mirrored: two thirds of the time of the whole product from 384 columns on. PyTorch has no
@@ -32,7 +32,7 @@ def input_sums(x: torch.Tensor, weights: torch.Tensor | None = None) -> dict[str
     """Sums over rows `x [rows, inputs]`, each counted `weights [rows]` times; one by default. On the CPU, `xx` in the rows' precision."""
     rows, left = torch.tensor(len(x)), x if weights is None else x * weights[:, None]
     count = rows.double() if weights is None else weights.sum(dtype=torch.float64)
-    found = (count, rows, gram(left, x), left.sum(0, dtype=torch.float64))
+    found = (count, rows, gram_matrix(left, x), left.sum(0, dtype=torch.float64))
     return {name: value.cpu() for name, value in zip(INPUT_SUMS, found, strict=True)}
 
 

@@ -121,7 +121,13 @@ def rewriting_pass(compensate: bool | str | Pass) -> Pass:
     return find_pass("slice" if compensate == "none" else compensate, "rewrite")
 
 
-def searched(state: State, searching: Pass, budget: Budget, callbacks: Sequence[Callback] = ()) -> State:
+def searched(state: State, searching: Pass, rearranging: Pass | None, budget: Budget, callbacks: Sequence[Callback] = ()) -> State:
+    """A scored state with a plan, its units exchanged if that is wanted."""
+    found = _searched(state, searching, budget, callbacks)
+    return Pipeline((rearranging,), tuple(callbacks)).run(found) if rearranging else found
+
+
+def _searched(state: State, searching: Pass, budget: Budget, callbacks: Sequence[Callback]) -> State:
     """A scored state with a plan. A budget on latency is searched for in a closed loop of measurements."""
     if not budget.targets:
         return Pipeline((searching,), tuple(callbacks)).run(state)
@@ -138,8 +144,8 @@ def searched(state: State, searching: Pass, budget: Budget, callbacks: Sequence[
 
 def prune_scored(state: State, recipe: Recipe, callbacks: Sequence[Callback] = ()) -> State:
     """Search, rearrange and rewrite a scored state."""
-    steps: tuple[Pass, ...] = (*((recipe.rearranging,) if recipe.rearranging else ()), recipe.rewriting)
-    return Pipeline(steps, tuple(callbacks)).run(searched(state, recipe.searching, recipe.budget, callbacks))
+    planned = searched(state, recipe.searching, recipe.rearranging, recipe.budget, callbacks)
+    return Pipeline((recipe.rewriting,), tuple(callbacks)).run(planned)
 
 
 def prune_in_steps(state: State, recipe: Recipe, steps: int = 1, callbacks: Sequence[Callback] = ()) -> State:

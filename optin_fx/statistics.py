@@ -21,6 +21,7 @@ from optin_fx.finite import refuse_non_finite
 from optin_fx.groups import group, leaf_names
 from optin_fx.interpreter import Runner, batch_dim, consumers_by_node
 from optin_fx.masks import token_weights
+from optin_fx.moments import gram_matrix
 from optin_fx.program import Program
 from optin_fx.rulebook import Term
 from optin_fx.units import unit_of_position
@@ -127,7 +128,7 @@ def _observe(
     sums[f"{_key(consumer)}/weight"] = _weight(program, consumer, operand_of).double().cpu() * sums[f"{_key(consumer)}/count"].cpu()
     if gram:
         matrix = kept.movedim(consumer.dim, -1).reshape(-1, x.shape[consumer.dim])
-        sums[f"{_key(consumer)}/gram"] = matrix.T @ matrix
+        sums[f"{_key(consumer)}/gram"] = gram_matrix(matrix, matrix)
 
 
 def _weight(program: Program, consumer: Consumer, operand_of: Callable[[int], torch.Tensor]) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from optin_fx.errors import ScoreError
+from optin_fx.moments import gram_matrix
 from optin_fx.pipeline import Pass, State
 from optin_fx.plan import make_plan
 from optin_fx.swaps import greedy, local_search
@@ -70,7 +71,7 @@ class RearrangeFisher(Pass):
 
 def _fisher(gradients: torch.Tensor, diagonal: float) -> torch.Tensor:
     """`E_n[g_n g_n^T]`, `[extent, extent]` float64."""
-    found = (gradients.T @ gradients).double() / max(len(gradients), 1)
+    found = gram_matrix(gradients, gradients).double() / max(len(gradients), 1)
     shrunk = (1 - diagonal) * found
     shrunk.diagonal().copy_(found.diagonal())
     return shrunk

@@ -77,7 +77,7 @@ class ScoreTrajectorySketch(TrajectoryPass):
         found = gate_gradients(program, batches, objective, taps=tuple(layer.node for layer in used), weigh=weighed, seed=self.seed)
         return self._losses({label: one.squared for label, one in found.items()}, shares)
 
-    def _losses(self, squares: Rows, shares: Mapping[str, float]) -> dict[str, torch.Tensor]:
+    def _losses(self, squares: Mapping[str, Mapping[str, torch.Tensor]], shares: Mapping[str, float]) -> dict[str, torch.Tensor]:
         """Both terms' squared gradients, by objective and group, as losses by group."""
         found: dict[str, torch.Tensor] = {}
         for label, groups in squares.items():
