@@ -9,19 +9,20 @@ from typing import Any
 
 import torch
 
-from optin_fx.budget import Budget, Limit, parse_budget
-from optin_fx.costs import cost_model
+from optin_fx.budget import Budget, parse_budget
 from optin_fx.data import Batch, batches_of
 from optin_fx.errors import BudgetError, PlanError
 from optin_fx.groups import group
 from optin_fx.pipeline import Pass, Pipeline, State, find_pass
 from optin_fx.plan import Plan, make_plan
 from optin_fx.program import Program
+from optin_fx.stepwise import budget_at
 
 Callback = Callable[[Pass, State, float], None]
 
-DEFAULT_SCORE = "trajectory-sketch"
-"""Label-free, at about three forward passes; how it compares on the offline tasks is in docs/results/quality.md."""
+DEFAULT_SCORE = "trajectory-sketch{power=0.5, lam=100}"
+"""Label-free, at about three forward passes. Samples count by the root of their totals, so that a few that the model is unsure of do not
+choose the plan for all others; how it compares is in docs/results/quality.md and, under Samples, ablation.md."""
 
 OWN_TRIAL = "trial{criteria=False}"
 """The search where a criterion was asked for by name: several ways of sharing out, and no other criterion in its place."""
@@ -163,7 +164,7 @@ def prune_in_steps(state: State, recipe: Recipe, steps: int = 1, callbacks: Sequ
         raise BudgetError(f"{recipe.budget} in {steps} steps", so="each step would measure a table of its own", fix="use one step")
     dense, plan, log = state.program, None, state.log
     for step in range(1, steps + 1):
-        own = recipe if steps == 1 else recipe.within(_at_step(recipe.budget, dense, step / steps))
+        own = recipe if steps == 1 else recipe.within(budget_at(recipe.budget, dense, step / steps))
         scored = Pipeline((own.scoring,), tuple(callbacks)).run(replace(state, log=()))
         done = prune_scored(scored, own, callbacks)
         assert done.plan is not None
@@ -172,15 +173,6 @@ def prune_in_steps(state: State, recipe: Recipe, steps: int = 1, callbacks: Sequ
         log = (*log, *done.log)
         state = State(done.small, state.data)
     return replace(done, program=dense, plan=plan, log=log)
-
-
-def _at_step(budget: Budget, dense: Program, share: float) -> Budget:
-    """The limits on the way, as absolute costs of the dense program."""
-    limits: list[Limit] = []
-    for ceiling in budget.bind(cost_model(dense)).ceilings:
-        final = min(ceiling.allowed / max(ceiling.dense, 1e-30), 1.0)
-        limits.append(replace(ceiling.limit, value=ceiling.dense * final**share, relative=False))
-    return Budget(tuple(limits))
 
 
 def _composed(dense: Program, first: Plan, second: Plan) -> Plan:

@@ -18,6 +18,7 @@ from optin_fx.passes.score_wanda import ScoreWanda
 from optin_fx.passes.search_knapsack import SearchKnapsack
 from optin_fx.passes.search_kwon import SearchKwon
 from optin_fx.passes.search_rank import SearchRank
+from optin_fx.passes.search_steps import SearchSteps
 from optin_fx.passes.search_trial import SearchTrial
 
 __all__ = [
@@ -39,5 +40,6 @@ __all__ = [
     "SearchKnapsack",
     "SearchKwon",
     "SearchRank",
+    "SearchSteps",
     "SearchTrial",
 ]

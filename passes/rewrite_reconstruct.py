@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from optin_fx.compensation import Compensation
 from optin_fx.data import batches_of
-from optin_fx.pipeline import Pass, State
+from optin_fx.errors import PipelineError
+from optin_fx.pipeline import Pass, State, find_pass
 from optin_fx.reconstruction import reconstruct
 from optin_fx.retrace import retrace
 
@@ -37,3 +38,18 @@ class RewriteReconstruct(Compensation, Pass):
         refit = {"refit": [str(item) for item in report], "refitted": sum(item.level != "none" for item in report)}
         facts = {"plan": state.plan.fingerprint, **state.plan.provenance, **refit}
         return replace(state, small=retrace(module, state.program, provenance=facts))
+
+
+def find_compensation(text: str, asked_by: str) -> RewriteReconstruct:
+    """The `rewrite-reconstruct` that another pass tries plans with, from its text form.
+
+    Args:
+        asked_by: the pass and its option, for the message.
+
+    Raises:
+        PipelineError: no such pass or option, or it does not compensate.
+    """
+    found = find_pass(text, "rewrite")
+    if not isinstance(found, RewriteReconstruct):
+        raise PipelineError(f"{text!r} does not compensate", at=asked_by, fix="rewrite-reconstruct")
+    return found

@@ -12,10 +12,9 @@ from torch import fx
 
 from optin_fx.annotation import annotate
 from optin_fx.data import Batch, batches_of, first_batches, parted, rows
-from optin_fx.errors import PipelineError
 from optin_fx.interpreter import Runner, flat_inputs
 from optin_fx.outputs import divergence, output_terms
-from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct
+from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct, find_compensation
 from optin_fx.passes.search_rank import SearchRank
 from optin_fx.pipeline import ScorePass, State, find_criterion, find_pass
 from optin_fx.plan import Plan
@@ -25,6 +24,9 @@ from optin_fx.space import BudgetedSearch
 
 _TRY = re.compile(r"\s*([\w-]+(?:\{[^}]*\})?)\s*:(.*)")
 """A criterion with or without options, and what comes after the colon."""
+
+_STEPS = re.compile(r"\bsteps\s*=")
+"""In the options of a try: it is made in steps."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,7 @@ class SearchTrial(BudgetedSearch):
             DataError: the data does not fit.
             PipelineError: a try names no criterion or option that there is.
         """
-        compensation = find_pass(self.compensate, "rewrite")
-        if not isinstance(compensation, RewriteReconstruct):
-            raise PipelineError(f"{self.compensate!r} does not compensate", at="search-trial, option compensate", fix="rewrite-reconstruct")
+        compensation = find_compensation(self.compensate, "search-trial, option compensate")
         batches = batches_of(state.program, state.data, needed_for=self.name())
         seen, unseen = parted(state.program, batches, min(self.samples, sum(map(rows, batches)) // 2))
         unseen = first_batches(unseen, 2 * self.samples)
@@ -104,7 +104,7 @@ class SearchTrial(BudgetedSearch):
         for text, (criterion, searching) in zip(tries, steps, strict=True):
             if criterion is not None and criterion not in scored:
                 scored[criterion] = criterion.apply(replace(state, data=seen))
-            plan = searching.apply(scored[criterion]).plan
+            plan = searching.apply(replace(scored[criterion], data=seen)).plan
             assert plan is not None
             if not any(plan.kept == other.kept for other in plans.values()):
                 plans[text or "defaults"] = plan
@@ -143,7 +143,7 @@ class SearchTrial(BudgetedSearch):
         """The criterion of a try, None for the scores at hand, and its search."""
         criterion, options = found.groups() if (found := _TRY.fullmatch(text)) else (None, text)
         own = {option.name: getattr(self, option.name) for option in fields(BudgetedSearch)}
-        step = find_pass(f"search-rank{{{options}}}", "search", **own)
+        step = find_pass(f"search-{'steps' if _STEPS.search(options) else 'rank'}{{{options}}}", "search", **own)
         assert isinstance(step, SearchRank)
         return None if criterion is None else find_criterion(criterion, f"{self.name()}, option tries"), step
 

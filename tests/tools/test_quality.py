@@ -11,11 +11,12 @@ import peers
 import pytest
 import torch
 from quality.cells import Cell, Result, Store
+from quality.figures import Archive, Figures
 from quality.lines import METHODS
 from quality.methods import Method, available, settings, still_mean
 from quality.page import Line, behind, shown, task_table
 from quality.sweeps import SWEEPS
-from quality.workbench import Workbench
+from quality.workbench import Workbench, figures_of
 from tasks import Batch, Labels, Metrics, Run, Task
 from tasks.task import Facts
 from torch import Tensor, nn
@@ -153,16 +154,20 @@ def test_settings_show_defaults() -> None:
 # -- tables --------------------------------------------------------------------------------------------------------------
 
 
+def figures(*values: float, metric: str = "accuracy") -> Figures:
+    """One value for each seed."""
+    return Figures.of([Result(Cell("reviews", "0", "p", 50, seed, 1), {metric: v}, {}, {}, {}) for seed, v in enumerate(values)])
+
+
 def line(name: str, *values: Sequence[float], peer: bool = False) -> Line:
     """Budgets 50, 40, … with one value for each seed."""
-    cell = Cell("reviews", "0", name, 50, 0, 1)
-    return Line(name, peer, {50.0 - 10 * i: [Result(cell, {"accuracy": v}, {}, {}, {}) for v in seeds] for i, seeds in enumerate(values)})
+    return Line(name, peer, {50.0 - 10 * i: figures(*seeds) for i, seeds in enumerate(values)})
 
 
 def test_mean_and_half_range() -> None:
-    assert shown([0.8, 0.9], "accuracy") == "85.00 ± 5.00"
-    assert shown([0.8123], "cosine") == "0.8123"
-    assert shown([], "accuracy") == "–"
+    assert shown(figures(0.8, 0.9), "accuracy") == "85.00 ± 5.00"
+    assert shown(figures(0.8123, metric="cosine"), "cosine") == "0.8123"
+    assert shown(None, "accuracy") == "–"
 
 
 def test_table_marks_the_best_and_the_peers() -> None:
@@ -176,3 +181,46 @@ def test_behind_counts_the_spread() -> None:
     assert behind([ours, close], "ours", [50], "accuracy") == []
     assert behind([ours, close, far], "ours", [50], "accuracy") == ["at 50 %, far has 86.00, ours 82.00 ± 2.00"]
     assert behind([ours, line("own variant", [0.99])], "ours", [50], "accuracy") == []
+
+
+# -- figures that another machine made ------------------------------------------------------------------------------------
+
+
+def test_figures_outlive_the_cells(bench: Workbench, tmp_path: Path) -> None:
+    benches = [bench, replace(bench, seed=1)]
+    archive = Archive()
+    assert figures_of(REFIT, 50, benches, archive) is None
+    values = [one.run(REFIT, 50).metrics["accuracy"] for one in benches]
+    found = figures_of(REFIT, 50, benches, archive)
+    assert found is not None
+    assert found.seeds == 2
+    assert found.means["accuracy"] == pytest.approx(sum(values) / 2)
+    archive.write(tmp_path / "figures.json")
+    elsewhere = [replace(one, store=Store(tmp_path / "empty")) for one in benches]
+    assert figures_of(REFIT, 50, elsewhere, Archive.read(tmp_path / "figures.json")) == found
+    assert figures_of(REFIT, 40, elsewhere, Archive.read(tmp_path / "figures.json")) is None
+
+
+def test_more_seeds_win(bench: Workbench) -> None:
+    benches = [bench, replace(bench, seed=1)]
+    archive, first = Archive(), bench.cell(REFIT, 50)
+    bench.run(REFIT, 50)
+    older = Figures(3, {"accuracy": 0.5}, {"accuracy": 0.1})
+    archive.put(first, bench.passes(REFIT, 50), older)
+    assert figures_of(REFIT, 50, benches, archive) == older
+    archive.put(first, bench.passes(REFIT, 50), replace(older, seeds=1))
+    now = figures_of(REFIT, 50, benches, archive)
+    assert now is not None
+    assert now.seeds == 1
+    assert now.means["accuracy"] > 0.5
+
+
+def test_figures_of_other_options_are_not_shown(bench: Workbench) -> None:
+    archive = Archive()
+    cell, passes = bench.cell(REFIT, 50), bench.passes(REFIT, 50)
+    archive.put(cell, passes, Figures(3, {"accuracy": 0.5}, {"accuracy": 0.1}))
+    assert archive.find(cell, passes) is not None
+    entry = archive.entries[cell.key]
+    changed = [{**one, "min_keep": "0.5"} if one["pass"] == "search-rank" else one for one in entry[1]]
+    archive.entries[cell.key] = (cell, changed, entry[2])
+    assert archive.find(cell, passes) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from optin_fx.recipe import DEFAULT_SCORE
+
 from .methods import Method
 
 RANK, SLICE, REFIT = "search-rank", "rewrite-slice", "rewrite-reconstruct"
@@ -19,13 +21,16 @@ OURS = {
     "trajectory-sketch, last": "score-trajectory-sketch{depth=last}",
     "trajectory-sketch": "score-trajectory-sketch",
 }
-"""Criteria by name. The last one is the default score of `ofx.prune`."""
+"""Criteria by name. The last one is, up to the weight of samples, the default score of `ofx.prune`."""
 
 TRIED = (
     Method("joint + refit", f"score-joint | {RANK} | {REFIT}"),
+    Method("trajectory-sketch, in two steps + refit", f"score-trajectory-sketch | search-steps | {REFIT}"),
     Method("trajectory-sketch, tried + refit", f"score-trajectory-sketch | search-trial | {REFIT}"),
+    Method("by the root of samples + refit", f"score-{DEFAULT_SCORE} | {RANK} | {REFIT}"),
+    Method("default of prune", f"score-{DEFAULT_SCORE} | search-trial | {REFIT}"),
 )
-"""Widths that were measured or tried. The last one is what `ofx.prune` does by default."""
+"""Widths that were measured or tried, and the default score. The last one is what `ofx.prune` does by default."""
 
 CRITERIA = (
     *(Method(f"{name} + refit", f"{score} | {RANK} | {REFIT}") for name, score in OURS.items()),

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 
 from demo_table import table
 
-from .cells import Result
+from .figures import Figures
 
 PERCENT = {"accuracy": 2, "agreement": 1, "f1": 1, "exact": 1}
 """Decimals of the metrics that are printed in percent; all others have four, as they are."""
@@ -17,42 +16,37 @@ PERCENT = {"accuracy": 2, "agreement": 1, "f1": 1, "exact": 1}
 
 @dataclass(frozen=True)
 class Line:
-    """One method on one task: its results by budget."""
+    """One method on one task: its figures by budget."""
 
     name: str
     peer: bool
-    cells: Mapping[float, Sequence[Result]]
+    figures: Mapping[float, Figures]
 
-    def values(self, budget: float, metric: str) -> list[float]:
-        """One value for each seed."""
-        return [result.metrics[metric] for result in self.cells.get(budget, ())]
+    def mean(self, budget: float, metric: str) -> float | None:
+        """None where there are no figures."""
+        found = self.figures.get(budget)
+        return None if found is None else found.means.get(metric)
 
 
-def shown(values: Sequence[float], metric: str) -> str:
-    """`84.73 ± 0.12`: mean, and half the range over seeds; one seed has no spread; none is a dash."""
-    if not values:
+def shown(figures: Figures | None, metric: str) -> str:
+    """`84.73 ± 0.12`: mean, and half the range over seeds; one seed has no spread; none is a dash, and so is a metric that was not kept."""
+    if figures is None or metric not in figures.means:
         return "–"
     factor, decimals = (100, PERCENT[metric]) if metric in PERCENT else (1, 4)
-    text = f"{factor * mean(values):.{decimals}f}"
-    return text if len(values) == 1 else f"{text} ± {factor * spread(values):.{decimals}f}"
-
-
-def spread(values: Sequence[float]) -> float:
-    """Half the range; zero for one value."""
-    return (max(values) - min(values)) / 2
+    text = f"{factor * figures.means[metric]:.{decimals}f}"
+    return text if figures.seeds == 1 else f"{text} ± {factor * figures.spreads[metric]:.{decimals}f}"
 
 
 def task_table(lines: Sequence[Line], budgets: Sequence[float], metric: str, *, lower: bool = False) -> str:
     """Methods down, budgets across; the best mean of a column is bold, the least where `lower` is better."""
     choose = min if lower else max
-    best = {b: choose((mean(v) for line in lines if (v := line.values(b, metric))), default=None) for b in budgets}
+    best = {b: choose((v for line in lines if (v := line.mean(b, metric)) is not None), default=None) for b in budgets}
     rows = []
     for line in lines:
         texts = []
         for budget in budgets:
-            values = line.values(budget, metric)
-            text = shown(values, metric)
-            texts.append(f"**{text}**" if values and mean(values) == best[budget] else text)
+            text, value = shown(line.figures.get(budget), metric), line.mean(budget, metric)
+            texts.append(f"**{text}**" if value is not None and value == best[budget] else text)
         rows.append([f"_{line.name}_" if line.peer else line.name, *texts])
     return table(["", *(f"{budget:g} %" for budget in budgets)], rows)
 
@@ -62,12 +56,12 @@ def behind(lines: Sequence[Line], own: str, budgets: Sequence[float], metric: st
     ours = next((line for line in lines if line.name == own), None)
     found = []
     for budget in budgets if ours is not None else ():
-        here = ours.values(budget, metric) if ours is not None else []
+        here = ours.figures.get(budget) if ours is not None else None
         for line in lines:
-            there = line.values(budget, metric)
-            if not line.peer or not here or not there:
+            there = line.figures.get(budget)
+            if not line.peer or here is None or there is None:
                 continue
-            if mean(there) > mean(here) + spread(here) + spread(there):
+            if there.means[metric] > here.means[metric] + here.spreads[metric] + there.spreads[metric]:
                 found.append(f"at {budget:g} %, {line.name} has {shown(there, metric)}, {own} {shown(here, metric)}")
     return found
 
@@ -83,12 +77,12 @@ def plot(tasks: Mapping[str, tuple[str, Sequence[Line]]], names: Sequence[str], 
     for panel, (task, (metric, lines)) in zip(panels, tasks.items(), strict=False):
         for number, name in enumerate(names):
             line = next((one for one in lines if one.name == name), None)
-            if line is None or not line.cells:
+            if line is None or not line.figures:
                 continue
-            budgets = sorted(line.cells)
-            values = [line.values(b, metric) for b in budgets]
+            budgets = sorted(line.figures)
+            values = [line.figures[b] for b in budgets]
             panel.errorbar(
-                budgets, [mean(v) for v in values], yerr=[spread(v) for v in values], label=name, color=f"C{number}",
+                budgets, [v.means[metric] for v in values], yerr=[v.spreads[metric] for v in values], label=name, color=f"C{number}",
                 marker="s" if line.peer else "o", linestyle="--" if line.peer else "-", markersize=4, capsize=2,
             )  # fmt: skip
         panel.set(title=task, xlabel="FLOPs, % of dense", ylabel=metric)

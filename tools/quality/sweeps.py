@@ -96,9 +96,9 @@ SWEEPS = (
         _methods(
             mean=_pipeline(),
             root=_pipeline(f"{SCORE}{{power=0.5}}"),
-            root_output_times_100=_pipeline(f"{SCORE}{{power=0.5, lam=100.0}}"),
+            root_output_times_100=_pipeline(f"{SCORE}{{power=0.5, lam=100}}"),
             discount_1=_pipeline(search=f"{SEARCH}{{discount=1}}"),
-            root_output_times_100_and_discount_1=_pipeline(f"{SCORE}{{power=0.5, lam=100.0}}", f"{SEARCH}{{discount=1}}"),
+            root_output_times_100_and_discount_1=_pipeline(f"{SCORE}{{power=0.5, lam=100}}", f"{SEARCH}{{discount=1}}"),
         ),
     ),
     Sweep(

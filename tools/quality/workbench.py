@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +19,7 @@ from optin_fx.data import Batch
 from optin_fx.pipeline import Pass, Pipeline, ScorePass, State
 
 from .cells import Cell, Result, Store, checkpoint, fingerprint
+from .figures import Archive, Figures
 from .methods import Method, settings, still_mean
 
 
@@ -122,6 +123,13 @@ class Workbench:
     def _log(self, step: Pass, _: State, seconds: float) -> None:
         stage = "rewrite" if "small" in step.writes else "search"
         self.clock[stage] = self.clock.get(stage, 0.0) + seconds
+
+
+def figures_of(method: Method, budget: float, benches: Sequence[Workbench], archive: Archive) -> Figures | None:
+    """Figures of a method over the seeds of some benches of one task, or older ones of more seeds; None if there are none."""
+    results = [found for bench in benches if (found := bench.find(method, budget)) is not None]
+    first = replace(benches[0], seed=0)
+    return archive.taken(first.cell(method, budget), first.passes(method, budget), results)
 
 
 def _batch(inputs: Inputs, labels: Labels | None) -> Batch:

@@ -1,0 +1,99 @@
+"""What the pages show: figures over calibration seeds. They are kept beside the pages, so that another machine can add to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import mean, median
+
+from optin_fx.files import write_whole
+from optin_fx.pipeline import Pass
+
+from .cells import Cell, Result, fingerprint
+from .methods import Settings, settings, still_mean
+
+FIGURES = "figures.json"
+"""The archive's name, beside the pages."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one method at one budget.
+
+    Attributes:
+        seeds: how many calibration draws.
+        means: by metric. spreads: half the range over the draws; zero for one.
+        seconds: median by stage; empty where it was not kept.
+    """
+
+    seeds: int
+    means: Mapping[str, float]
+    spreads: Mapping[str, float]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, results: Sequence[Result]) -> Figures:
+        """Of the cells of some seeds, one at least."""
+        metrics = {name: [result.metrics[name] for result in results] for name in results[0].metrics}
+        return cls(
+            len(results),
+            {name: mean(values) for name, values in metrics.items()},
+            {name: (max(values) - min(values)) / 2 for name, values in metrics.items()},
+            {stage: round(median(result.seconds[stage] for result in results), 2) for stage in results[0].seconds},
+        )
+
+
+@dataclass
+class Archive:
+    """Figures of earlier runs in a file of the repository; cells are kept on the machine that made them alone.
+
+    Attributes:
+        entries: by the key of the cell that the first seed has: that cell, the settings of its passes, and the figures.
+    """
+
+    entries: dict[str, tuple[Cell, Settings, Figures]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Archive:
+        """The archive in a file; an empty one if there is none."""
+        facts = json.loads(path.read_text()) if path.exists() else {"settings": {}, "figures": []}
+        found = ((Cell(**one["cell"]), facts["settings"][one["settings"]], Figures(**one["figures"])) for one in facts["figures"])
+        return cls({cell.key: (cell, own, figures) for cell, own, figures in found})
+
+    def write(self, path: Path) -> None:
+        """Write it, settings that many entries share once."""
+        known = {fingerprint(own): own for _, own, _ in self.entries.values()}
+        lines = [{"cell": asdict(cell), "settings": fingerprint(own), "figures": asdict(figures)} for cell, own, figures in self._sorted()]
+        rows = (
+            *(f" {json.dumps(key)}: {json.dumps(known[key])}" for key in sorted(known)),
+            *(f" {json.dumps(one)}" for one in lines),
+        )
+        split = len(known)
+        text = '{"settings": {\n' + ",\n".join(rows[:split]) + '\n},\n"figures": [\n' + ",\n".join(rows[split:]) + "\n]}\n"
+        write_whole(path, text)
+
+    def find(self, cell: Cell, passes: Iterable[Pass]) -> Figures | None:
+        """Figures of passes with today's options, by the cell of the first seed."""
+        found = self.entries.get(cell.key)
+        return found[2] if found is not None and still_mean(found[1], passes) else None
+
+    def put(self, cell: Cell, passes: Iterable[Pass], figures: Figures) -> None:
+        """Keep figures in place of what is there."""
+        self.entries[cell.key] = (cell, settings(passes), figures)
+
+    def taken(self, cell: Cell, passes: Sequence[Pass], results: Sequence[Result]) -> Figures | None:
+        """The figures of these results, which are kept, or those that are there, if they are of more seeds; None if there are neither."""
+        kept = self.find(cell, passes)
+        if results and (kept is None or len(results) >= kept.seeds):
+            kept = Figures.of(results)
+            self.put(cell, passes, kept)
+        return kept
+
+    def samples(self, task: str, checkpoint: str) -> set[int]:
+        """With how many calibration inputs there are figures of a task."""
+        return {cell.samples for cell, _, _ in self.entries.values() if (cell.task, cell.checkpoint) == (task, checkpoint)}
+
+    def _sorted(self) -> list[tuple[Cell, Settings, Figures]]:
+        return sorted(self.entries.values(), key=lambda one: (one[0].task, one[0].samples, one[0].pipeline, -one[0].budget))
