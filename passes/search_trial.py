@@ -20,6 +20,7 @@ from optin_fx.pipeline import ScorePass, State, find_criterion, find_pass
 from optin_fx.plan import Plan
 from optin_fx.program import Program
 from optin_fx.reconstruction import reconstruct
+from optin_fx.scores import Scores
 from optin_fx.space import BudgetedSearch
 
 _TRY = re.compile(r"\s*([\w-]+(?:\{[^}]*\})?)\s*:(.*)")
@@ -46,7 +47,8 @@ class SearchTrial(BudgetedSearch):
 
     Attributes:
         tries: one text for each try, `options` of `search-rank` for the scores at hand ("" for its defaults), or `criterion: options` for
-            another criterion's, scored on the part that is compensated on.
+            another criterion's, scored on the part that is compensated on; one that builds on a criterion (an option `within`) builds on
+            the scores at hand, unless its text names another.
         criteria: whether tries of other criteria are made; without them every plan comes from the scores at hand.
         sure: by how many standard errors of the paired difference a later try must be better than the first.
         margin: by what share of the first's loss it must be better, too. Samples that are much alike make small differences sure that
@@ -97,8 +99,9 @@ class SearchTrial(BudgetedSearch):
 
     def _plans(self, state: State, seen: Sequence[Batch]) -> dict[str, Plan]:
         """The distinct plans by the names of the tries that came to them first."""
+        assert state.scores is not None
         tries = self._made()
-        steps = [self._parsed(text) for text in tries]
+        steps = [self._parsed(text, state.scores) for text in tries]
         scored: dict[ScorePass | None, State] = {None: state}
         plans: dict[str, Plan] = {}
         for text, (criterion, searching) in zip(tries, steps, strict=True):
@@ -108,7 +111,7 @@ class SearchTrial(BudgetedSearch):
             assert plan is not None
             if not any(plan.kept == other.kept for other in plans.values()):
                 plans[text or "defaults"] = plan
-        if len(scored) > 1 and state.scores is not None:
+        if len(scored) > 1:
             annotate(state.program, state.scores)  # other criteria have left theirs on the nodes
         return plans
 
@@ -139,13 +142,20 @@ class SearchTrial(BudgetedSearch):
         """The tries that are made."""
         return tuple(text for text in self.tries if self.criteria or not _TRY.fullmatch(text))
 
-    def _parsed(self, text: str) -> tuple[ScorePass | None, SearchRank]:
+    def _parsed(self, text: str, scores: Scores) -> tuple[ScorePass | None, SearchRank]:
         """The criterion of a try, None for the scores at hand, and its search."""
         criterion, options = found.groups() if (found := _TRY.fullmatch(text)) else (None, text)
         own = {option.name: getattr(self, option.name) for option in fields(BudgetedSearch)}
         step = find_pass(f"search-{'steps' if _STEPS.search(options) else 'rank'}{{{options}}}", "search", **own)
         assert isinstance(step, SearchRank)
-        return None if criterion is None else find_criterion(criterion, f"{self.name()}, option tries"), step
+        return None if criterion is None else self._criterion(criterion, scores), step
+
+    def _criterion(self, text: str, scores: Scores) -> ScorePass:
+        found = find_criterion(text, f"{self.name()}, option tries")
+        builds = any(option.name == "within" for option in fields(found)) and "within" not in text
+        if not builds or not scores.additive or find_pass(scores.method, "score").name() == found.name():
+            return found
+        return replace(found, within=scores.method)  # type: ignore[call-arg]
 
 
 def chosen(losses: Mapping[str, torch.Tensor], sure: float, margin: float) -> str:

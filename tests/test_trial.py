@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -54,6 +55,21 @@ def test_the_try_of_least_divergence_is_kept(state: State) -> None:
     assert own is not None
     assert plan.kept == own.kept
     assert ofx.cost(ofx.rewrite(state.program, plan)).flops <= 0.4 * ofx.cost(state.program).flops
+
+
+def test_a_criterion_that_builds_on_another_builds_on_the_scores_at_hand(state: State) -> None:
+    fisher = replace(state, scores=ofx.score(state.program, "fisher{labels=sampled}", state.data))
+    budget, seen = "flops <= 40%", parted(state.program, state.data, 128)[0]
+    for text, within in (("reconstruction:", "fisher{labels=sampled}"), ("reconstruction{within=wanda}:", "wanda")):
+        plan = find_pass("trial", "search", budget=budget, tries=(text,)).apply(fisher).plan
+        assert fisher.scores is not None
+        found = find_pass("reconstruction", "score", within=within).apply(replace(fisher, data=seen))
+        want = find_pass("rank", "search", budget=budget).apply(found).plan
+        assert plan is not None
+        assert want is not None
+        assert plan.kept == want.kept
+    joint = replace(state, scores=ofx.score(state.program, "joint", state.data))
+    assert find_pass("trial", "search", budget=budget, tries=("joint:",)).apply(joint).plan is not None
 
 
 def test_other_criteria_are_scored_on_the_part_that_is_compensated_on(state: State) -> None:
