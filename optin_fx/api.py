@@ -74,13 +74,13 @@ class Pruned:
         return apply_to(model, self.dense, self.plan, self.program)
 
 
-def score(program: Program, method: str | Pass, data: Iterable[Any] | torch.Tensor | None = None, **options: Any) -> Scores:
+def score(program: Program, method: str | Pass = DEFAULT_SCORE, data: Iterable[Any] | torch.Tensor | None = None, **options: Any) -> Scores:
     """Score every unit of every prunable group.
 
     Args:
-        method: a scoring pass or its text form, with or without the prefix: "fisher", "trajectory-sketch{probes=2}".
+        method: a scoring pass or its text form, with or without the prefix: "fisher", "trajectory-sketch{probes=2}". By default that of
+            `prune`.
         data: iterable of example inputs (tensor, tuple, dict or `Batch`); not needed by `magnitude` and `random`.
-        options: options of the pass, by name.
 
     Raises:
         PipelineError: no such pass or option.

@@ -103,7 +103,7 @@ def test_the_result_is_trainable(model: Small) -> None:
 def test_single_steps_make_what_prune_makes(model: Small) -> None:
     whole = ofx.prune(model, (DATA[0],), data=DATA, budget="flops <= 50%")
     program = ofx.trace(model, (DATA[0],))
-    plan = ofx.search(program, ofx.score(program, "trajectory-sketch", DATA), "flops <= 50%", "trial", DATA)
+    plan = ofx.search(program, ofx.score(program, data=DATA), "flops <= 50%", "trial", DATA)
     assert plan.kept == whole.plan.kept
     small = ofx.rewrite(program, plan, DATA)
     with torch.no_grad():

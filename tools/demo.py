@@ -30,6 +30,7 @@ import optin_fx as ofx
 from optin_fx.cli.output import writable_folder
 from optin_fx.errors import OptinError
 from optin_fx.lowering import Engine
+from optin_fx.recipe import DEFAULT_SCORE
 from optin_fx.report import Report
 from optin_fx.timing import Repeats
 
@@ -49,8 +50,8 @@ class Variant:
 
 
 VARIANTS = (
-    Variant(MAIN, "trajectory-sketch", "flops <= 50%", True),
-    Variant("70 %", "trajectory-sketch", "flops <= 70%", True),
+    Variant(MAIN, DEFAULT_SCORE, "flops <= 50%", True),
+    Variant("70 %", DEFAULT_SCORE, "flops <= 70%", True),
     Variant("50 %, by magnitude, compensated", "magnitude", "flops <= 50%", True),
     Variant("50 %, by magnitude", "magnitude", "flops <= 50%", False),
     Variant("50 %, at random", "random", "flops <= 50%", False),
