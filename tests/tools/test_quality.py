@@ -21,8 +21,10 @@ from tasks import Batch, Labels, Metrics, Run, Task
 from tasks.task import Facts
 from torch import Tensor, nn
 
+import optin_fx as ofx
+from optin_fx.data import batches_of
 from optin_fx.errors import BudgetError
-from optin_fx.pipeline import find_pass
+from optin_fx.pipeline import State, find_pass
 
 PRUNE = Method("magnitude", "score-magnitude | search-rank | rewrite-slice")
 REFIT = Method("fisher + refit", "score-fisher | search-rank | rewrite-reconstruct")
@@ -124,6 +126,24 @@ def test_k_prune_meets_the_budget(bench: Workbench) -> None:
     result = bench.run(Method("K-prune", "k-prune"), 60)
     assert 0.4 < result.shares["flops"] <= 0.6
     assert result.metrics["accuracy"] > 0.6
+
+
+def test_k_prune_takes_graphs_with_single_numbers() -> None:
+    """As a BERT's mask brings with it."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.scale = nn.Linear(8, 32), nn.Linear(32, 4), nn.Buffer(torch.tensor(0.5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.relu(self.first(x)) * self.scale)
+
+    torch.manual_seed(0)
+    program = ofx.trace(Scaled().eval(), (torch.randn(16, 8),))
+    found = peers.KPrune(budget="flops <= 50%").apply(State(program, batches_of(program, [torch.randn(16, 8)] * 4, needed_for="the test")))
+    assert found.small is not None
+    assert ofx.cost(found.small).flops <= 0.5 * ofx.cost(program).flops
 
 
 def test_torch_pruning_refuses_without_a_task() -> None:

@@ -82,7 +82,7 @@ class KPrune(Pass):
         width = {
             node.name: node.meta["val"].shape[-1]
             for node in small.graph_module.graph.nodes
-            if isinstance(node.meta.get("val"), torch.Tensor)
+            if isinstance(node.meta.get("val"), torch.Tensor) and node.meta["val"].dim()
         }
         energy = collect(small, batches).per_unit(lambda moments: moments.square * moments.weight / width[moments.consumer.node])
         return {name: self.rep * energy[name] + self.pred * squared[name] / 2 for name in energy}
