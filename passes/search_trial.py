@@ -50,7 +50,8 @@ class SearchTrial(BudgetedSearch):
             another criterion's, scored on the part that is compensated on; one that builds on a criterion (an option `within`) builds on
             the scores at hand, unless its text names another.
         criteria: whether tries of other criteria are made; without them every plan comes from the scores at hand.
-        sure: by how many standard errors of the paired difference a later try must be better than the first.
+        sure: by how many standard errors of the paired difference a later try must be better than the first. Divergences have heavy tails:
+            at two, tries that were a third better were refused on digits.
         margin: by what share of the first's loss it must be better, too. Samples that are much alike make small differences sure that
             other samples do not bear out.
         compensate: the `rewrite-reconstruct` to try with; two candidate ridges are enough to compare plans.
@@ -60,7 +61,7 @@ class SearchTrial(BudgetedSearch):
     """
 
     tries: tuple[str, ...] = ("discount=1", "", "balance=0.5", "reconstruction:")
-    sure: float = 2.0
+    sure: float = 1.0
     margin: float = 0.1
     compensate: str = "rewrite-reconstruct{ratios=(0.001, 0.1)}"
     samples: int = 128

@@ -218,6 +218,12 @@ def test_figures_outlive_the_cells(bench: Workbench, tmp_path: Path) -> None:
     archive.write(tmp_path / "figures.json")
     elsewhere = [replace(one, store=Store(tmp_path / "empty")) for one in benches]
     assert figures_of(REFIT, 50, elsewhere, Archive.read(tmp_path / "figures.json")) == found
+    third = replace(elsewhere[0], seed=2)
+    values.append(third.run(REFIT, 50).metrics["accuracy"])
+    more = figures_of(REFIT, 50, [*elsewhere, third], Archive.read(tmp_path / "figures.json"))
+    assert more is not None
+    assert more.seeds == 3
+    assert more.means["accuracy"] == pytest.approx(sum(values) / 3)
     assert figures_of(REFIT, 40, elsewhere, Archive.read(tmp_path / "figures.json")) is None
 
 

@@ -26,22 +26,26 @@ class Figures:
         seeds: how many calibration draws.
         means: by metric. spreads: half the range over the draws; zero for one.
         seconds: median by stage; empty where it was not kept.
+        each: the metrics of each draw, by its seed, so that others can be added; empty where they were not kept.
     """
 
     seeds: int
     means: Mapping[str, float]
     spreads: Mapping[str, float]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    each: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, results: Sequence[Result]) -> Figures:
-        """Of the cells of some seeds, one at least."""
-        metrics = {name: [result.metrics[name] for result in results] for name in results[0].metrics}
+    def of(cls, results: Sequence[Result], older: Figures | None = None) -> Figures:
+        """Of the cells of some seeds, one at least, and of the seeds that older figures have beside them."""
+        each = dict(older.each if older else {}) | {str(result.cell.seed): dict(result.metrics) for result in results}
+        metrics = {name: [values[name] for values in each.values() if name in values] for name in results[0].metrics}
         return cls(
-            len(results),
+            len(each),
             {name: mean(values) for name, values in metrics.items()},
             {name: (max(values) - min(values)) / 2 for name, values in metrics.items()},
             {stage: round(median(result.seconds[stage] for result in results), 2) for stage in results[0].seconds},
+            each,
         )
 
 
@@ -84,11 +88,16 @@ class Archive:
         self.entries[cell.key] = (cell, settings(passes), figures)
 
     def taken(self, cell: Cell, passes: Sequence[Pass], results: Sequence[Result]) -> Figures | None:
-        """The figures of these results, which are kept, or those that are there, if they are of more seeds; None if there are neither."""
+        """The figures of these results and of the seeds that are there beside them, which are kept; None if there are neither.
+
+        Figures whose single draws are not known stay until there are as many draws.
+        """
         kept = self.find(cell, passes)
-        if results and (kept is None or len(results) >= kept.seeds):
-            kept = Figures.of(results)
-            self.put(cell, passes, kept)
+        if results:
+            made = Figures.of(results, kept)
+            if kept is None or made.seeds >= kept.seeds:
+                self.put(cell, passes, made)
+                return made
         return kept
 
     def samples(self, task: str, checkpoint: str) -> set[int]:

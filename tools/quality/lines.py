@@ -26,7 +26,7 @@ OURS = {
 TRIED = (
     Method("joint + refit", f"score-joint | {RANK} | {REFIT}"),
     Method("trajectory-sketch, in two steps + refit", f"score-trajectory-sketch | search-steps | {REFIT}"),
-    Method("trajectory-sketch, tried + refit", f"score-trajectory-sketch | search-trial | {REFIT}"),
+    Method("trajectory-sketch, tried + refit", f"score-trajectory-sketch | search-trial{{sure=2.0}} | {REFIT}"),
     Method("by the root of samples, in two steps + refit", f"score-{DEFAULT_SCORE} | search-steps | {REFIT}"),
     Method("by the root of samples + refit", f"score-{DEFAULT_SCORE} | {RANK} | {REFIT}"),
     Method("default of prune", f"score-{DEFAULT_SCORE} | search-trial | {REFIT}"),

@@ -72,7 +72,7 @@ SWEEPS = (
             balance_07=_pipeline(search=f"{SEARCH}{{balance=0.7}}"),
             discount_075=_pipeline(search=f"{SEARCH}{{discount=0.75}}"),
             discount_1=_pipeline(search=f"{SEARCH}{{discount=1}}"),
-            tried=_pipeline(search="search-trial"),
+            tried=_pipeline(search="search-trial{sure=2.0}"),
             kwon=_pipeline(search="search-kwon"),
             knapsack=_pipeline(search="search-knapsack"),
             uniform=_pipeline(search="search-uniform"),
