@@ -107,7 +107,7 @@ def search(
     Args:
         budget: "flops <= 50%", "params <= 3M", several joined by "and"; see `optin_fx.budget`. One on latency is met by measurement, which
             takes minutes.
-        method: a search pass or its text form: "rank", "kwon", "knapsack", or "trial", which needs data and is what `prune` does.
+        method: a search pass or its text form: "rank", "kwon", "knapsack"; "steps" and "trial" need data, and "trial" is what `prune` does.
         data: calibration batches, for a search that looks at outputs.
         rearrange: then exchange units within groups by their joint loss (`rearrange-fisher`); for scores of `fisher{keep_samples=True}`.
         options: options of the pass: kinds, freeze, min_keep, align, ...
@@ -178,7 +178,7 @@ def prune(
     Args:
         model, args, kwargs, dynamic_shapes: as for `trace`. The model is not changed.
         data: calibration batches without labels; needed by most scores and by compensation.
-        score, search: passes or their text forms: "fisher", "trajectory-sketch{probes=2}"; "rank", "kwon", "knapsack", "trial".
+        score, search: passes or their text forms: "fisher", "trajectory-sketch{probes=2}"; "rank", "kwon", "knapsack", "steps", "trial".
             Without a search it is "trial" (several ways are tried, and compared with the dense program; other criteria only where the
             score is the default one) where `compensate` is "reconstruct", else, for budgets on latency, and with options that only it
             has, "rank".

@@ -49,7 +49,7 @@ def search(
     data: options.Data = None,
     scores: Annotated[Path | None, typer.Option("--scores", help="scores that `score --out` wrote, in place of --score")] = None,
     search: Annotated[
-        str, typer.Option("--search", metavar="NAME", help="how units are chosen: rank, kwon, knapsack, or trial, which needs --data")
+        str, typer.Option("--search", metavar="NAME", help="how units are chosen: rank, kwon, knapsack; steps and trial need --data")
     ] = "rank",
     rearrange: options.Rearrange = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the plan to this .json file")] = None,
@@ -142,7 +142,7 @@ def prune(
         typer.Option(
             "--search",
             metavar="NAME",
-            help="how units are chosen: rank, kwon, knapsack or trial [default: trial with reconstruct, else rank]",
+            help="how units are chosen: rank, kwon, knapsack, steps or trial [default: trial with reconstruct, else rank]",
         ),
     ] = None,
     rearrange: options.Rearrange = False,
