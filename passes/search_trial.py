@@ -16,7 +16,7 @@ from optin_fx.interpreter import Runner, flat_inputs
 from optin_fx.outputs import divergence, output_terms
 from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct, find_compensation
 from optin_fx.passes.search_rank import SearchRank
-from optin_fx.pipeline import ScorePass, State, find_criterion, find_pass
+from optin_fx.pipeline import ScorePass, State, find_criterion, find_pass, registered_passes
 from optin_fx.plan import Plan
 from optin_fx.program import Program
 from optin_fx.reconstruction import reconstruct
@@ -154,7 +154,9 @@ class SearchTrial(BudgetedSearch):
     def _criterion(self, text: str, scores: Scores) -> ScorePass:
         found = find_criterion(text, f"{self.name()}, option tries")
         builds = any(option.name == "within" for option in fields(found)) and "within" not in text
-        if not builds or not scores.additive or find_pass(scores.method, "score").name() == found.name():
+        own = scores.method.partition("{")[0]
+        # scores that no pass made that is known here (a file, values of the user's) cannot be built on
+        if not builds or not scores.additive or own == found.name() or own not in registered_passes():
             return found
         return replace(found, within=scores.method)  # type: ignore[call-arg]
 

@@ -70,6 +70,12 @@ def test_a_criterion_that_builds_on_another_builds_on_the_scores_at_hand(state: 
         assert plan.kept == want.kept
     joint = replace(state, scores=ofx.score(state.program, "joint", state.data))
     assert find_pass("trial", "search", budget=budget, tries=("joint:",)).apply(joint).plan is not None
+    assert state.scores is not None
+    own = replace(state, scores=replace(state.scores, method="measured by hand"))
+    plans = [find_pass("trial", "search", budget=budget, tries=("reconstruction:",)).apply(one).plan for one in (own, state)]
+    assert plans[0] is not None
+    assert plans[1] is not None
+    assert plans[0].kept == plans[1].kept  # within its default criterion, which is the state's
 
 
 def test_other_criteria_are_scored_on_the_part_that_is_compensated_on(state: State) -> None:
