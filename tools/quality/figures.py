@@ -69,13 +69,12 @@ class Archive:
     def write(self, path: Path) -> None:
         """Write it, settings that many entries share once."""
         known = {fingerprint(own): own for _, own, _ in self.entries.values()}
-        lines = [{"cell": asdict(cell), "settings": fingerprint(own), "figures": asdict(figures)} for cell, own, figures in self._sorted()]
-        rows = (
-            *(f" {json.dumps(key)}: {json.dumps(known[key])}" for key in sorted(known)),
-            *(f" {json.dumps(one)}" for one in lines),
-        )
-        split = len(known)
-        text = '{"settings": {\n' + ",\n".join(rows[:split]) + '\n},\n"figures": [\n' + ",\n".join(rows[split:]) + "\n]}\n"
+        settings_lines = [f" {json.dumps(key)}: {json.dumps(known[key])}" for key in sorted(known)]
+        lines = [
+            " " + json.dumps({"cell": asdict(cell), "settings": fingerprint(own), "figures": asdict(figures)})
+            for cell, own, figures in self._sorted()
+        ]
+        text = '{"settings": {\n' + ",\n".join(settings_lines) + '\n},\n"figures": [\n' + ",\n".join(lines) + "\n]}\n"
         write_whole(path, text)
 
     def find(self, cell: Cell, passes: Iterable[Pass]) -> Figures | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from optin_fx.recipe import DEFAULT_SCORE
+
 from .lines import OURS
 from .methods import Method
 
@@ -73,7 +75,7 @@ SWEEPS = (
             discount_075=_pipeline(search=f"{SEARCH}{{discount=0.75}}"),
             discount_1=_pipeline(search=f"{SEARCH}{{discount=1}}"),
             tried=_pipeline(search="search-trial{sure=2.0}"),
-            default_of_prune=_pipeline(f"{SCORE}{{power=0.5, lam=100}}", "search-trial"),
+            default_of_prune=_pipeline(f"score-{DEFAULT_SCORE}", "search-trial"),
             kwon=_pipeline(search="search-kwon"),
             knapsack=_pipeline(search="search-knapsack"),
             uniform=_pipeline(search="search-uniform"),
