@@ -7,6 +7,7 @@ from optin_fx.errors import OptinError
 from optin_fx.groups import Group, Groups, group
 from optin_fx.latency import measure
 from optin_fx.lowering import load_engine, lower
+from optin_fx.narrowing import narrow
 from optin_fx.plan import Plan, make_plan, random_plan
 from optin_fx.program import Program, load, trace
 from optin_fx.report import Report
@@ -36,6 +37,7 @@ __all__ = [
     "make_plan",
     "mask",
     "measure",
+    "narrow",
     "prune",
     "prune_family",
     "random_plan",

@@ -14,10 +14,22 @@ import optin_fx.passes  # noqa: F401  registers the passes
 from optin_fx.budget import parse_budget, parse_family
 from optin_fx.costs import Cost, cost
 from optin_fx.data import Batch, batches_of
+from optin_fx.narrowing import narrow as narrow_program
 from optin_fx.pipeline import Pass, Pipeline, State, find_pass
 from optin_fx.plan import Plan
 from optin_fx.program import Program, trace
-from optin_fx.recipe import DEFAULT_SCORE, Callback, make_recipe, prune_in_steps, prune_scored, rearranging_pass, rewriting_pass, searched
+from optin_fx.recipe import (
+    DEFAULT_SCORE,
+    Callback,
+    Recipe,
+    make_recipe,
+    narrowed,
+    prune_in_steps,
+    prune_scored,
+    rearranging_pass,
+    rewriting_pass,
+    searched,
+)
 from optin_fx.scores import Scores
 from optin_fx.verifying import Agreement, verify
 from optin_fx.writeback import WriteBack, apply_to
@@ -57,6 +69,7 @@ class Pruned:
         program: the smaller program. dense: the one it was made from.
         plan, scores: what was kept, and why.
         report: see `Summary`.
+        all_rows: the smaller program with the rows that nothing reads, which the user's module computes; `program` where there are none.
     """
 
     program: Program
@@ -64,6 +77,7 @@ class Pruned:
     plan: Plan
     scores: Scores
     report: Summary
+    all_rows: Program
 
     def module(self) -> nn.Module:
         """The smaller program as a trainable module."""
@@ -71,7 +85,7 @@ class Pruned:
 
     def apply_to(self, model: nn.Module) -> WriteBack:
         """Cut the eager module that was pruned, in place, to what the smaller program computes; see `optin_fx.writeback.apply_to`."""
-        return apply_to(model, self.dense, self.plan, self.program)
+        return apply_to(model, self.dense, self.plan, self.all_rows)
 
 
 def score(program: Program, method: str | Pass = DEFAULT_SCORE, data: Iterable[Any] | torch.Tensor | None = None, **options: Any) -> Scores:
@@ -136,6 +150,7 @@ def rewrite(
 
     The result is physically smaller, trainable, saveable and exportable; the program passed in is unchanged. Without data the weights
     that stay are those of the dense program. With data they are refitted, so that they make up for what went, as `prune` does it.
+    A plan that counts on `ofx.narrow`, as those of `prune` do, has its result narrowed.
 
     Args:
         data: calibration batches without labels.
@@ -149,7 +164,7 @@ def rewrite(
     step = rewriting_pass(data is not None if compensate is None else compensate)
     small = Pipeline((step,)).run(State(program, _batches(program, data, step), plan=plan)).small
     assert small is not None
-    return small
+    return narrow_program(small) if plan.provenance.get("narrowed") else small
 
 
 def _batches(program: Program, data: Iterable[Any] | torch.Tensor | None, step: Pass) -> list[Batch] | None:
@@ -170,6 +185,7 @@ def prune(
     rearrange: bool | str | Pass = False,
     compensate: bool | str | Pass = "reconstruct",
     steps: int = 1,
+    narrow: bool = True,
     on_progress: Callback | None = None,
     **search_options: Any,
 ) -> Pruned:
@@ -187,17 +203,18 @@ def prune(
         compensate: how what stays makes up for what went: "reconstruct" refits the weights of every consumer, "tune" gives each unit one
             factor, "none" (or False) slices only; or a rewriting pass. All but "none" need data.
         steps: prune in so many steps, scoring again in each what the last one left; shares of the dense cost fall geometrically.
+        narrow: compute no rows that nothing reads (`ofx.narrow`): exact, and where a classifier reads one token of the last layer, that
+            layer's work for the other tokens is a part of the budget that costs no accuracy.
         on_progress: called after every pass with (pass, state, seconds).
         search_options: kinds, freeze, min_keep, align, ...
 
     Raises:
         OptinError: one of its kinds; before any work is done where the input allows it to be seen.
     """
-    recipe = make_recipe(score, budget, search, rearrange, compensate, search_options)
-    program = trace(model, args, kwargs, dynamic_shapes)
-    state = State(program, recipe.batches(program, data))
-    done = prune_in_steps(state, recipe, steps, (on_progress,) if on_progress else ())
-    return _pruned(done)
+    recipe = make_recipe(score, budget, search, rearrange, compensate, search_options, narrow)
+    program, callbacks = trace(model, args, kwargs, dynamic_shapes), (on_progress,) if on_progress else ()
+    done = prune_in_steps(State(program, recipe.batches(program, data)), recipe, steps, callbacks)
+    return _pruned(done, recipe, callbacks)
 
 
 def prune_family(
@@ -212,6 +229,7 @@ def prune_family(
     search: str | Pass | None = None,
     rearrange: bool | str | Pass = False,
     compensate: bool | str | Pass = "reconstruct",
+    narrow: bool = True,
     on_progress: Callback | None = None,
     **search_options: Any,
 ) -> tuple[Pruned, ...]:
@@ -219,29 +237,32 @@ def prune_family(
 
     Args:
         budget: one budget of which one number takes several values: "flops <= 90,80,50% and params <= 70%".
-        model, args, kwargs, dynamic_shapes, data, score, search, rearrange, compensate, on_progress, search_options: as for `prune`.
+        model, args, kwargs, dynamic_shapes, data, score, search, rearrange, compensate, narrow, on_progress, search_options: as for
+            `prune`.
 
     Raises:
         OptinError: one of its kinds.
     """
     budgets = parse_family(budget)
-    recipes = [make_recipe(score, str(b), search, rearrange, compensate, search_options) for b in budgets]
+    recipes = [make_recipe(score, str(b), search, rearrange, compensate, search_options, narrow) for b in budgets]
     program = trace(model, args, kwargs, dynamic_shapes)
     state = State(program, recipes[0].batches(program, data))
     callbacks = (on_progress,) if on_progress else ()
     scored = Pipeline((recipes[0].scoring,), callbacks).run(state)
-    return tuple(_pruned(prune_scored(scored, recipe, callbacks)) for recipe in recipes)
+    return tuple(_pruned(prune_scored(scored, recipe, callbacks), recipe, callbacks) for recipe in recipes)
 
 
-def _pruned(state: State) -> Pruned:
-    """The verified result of a finished state."""
+def _pruned(state: State, recipe: Recipe, callbacks: Sequence[Callback]) -> Pruned:
+    """The verified result of a rewritten state."""
+    all_rows, state = state.small, narrowed(state, recipe, callbacks)
+    assert all_rows is not None
     assert state.plan is not None
     assert state.scores is not None
     assert state.small is not None
     agreement = verify(state.program, state.plan, strict=True)
     small = replace_provenance(state.small, state.plan)
     summary = Summary(cost(state.program), cost(small), agreement, state.log)
-    return Pruned(small, state.program, state.plan, state.scores, summary)
+    return Pruned(small, state.program, state.plan, state.scores, summary, all_rows)
 
 
 def replace_provenance(program: Program, plan: Plan) -> Program:

@@ -81,8 +81,8 @@ def apply(
             f"has {len(line.operands)} operands and {len(line.results)} results, the call has {len(call.operands)} and {len(call.results)}",
         )
     why = Pin("axes that do not match", node.name)
-    operands = [_written_out(dims, len(o.shape)) for dims, o in zip(line.operands, call.operands, strict=False)]
-    results = [_written_out(dims, len(s)) or () for dims, s in zip(line.results, call.results, strict=False)]
+    operands = [written_out(dims, len(o.shape)) for dims, o in zip(line.operands, call.operands, strict=False)]
+    results = [written_out(dims, len(s)) or () for dims, s in zip(line.results, call.results, strict=False)]
     factors: dict[str, Axis] = {}
     sizes = dict(line.sizes)
     for k, (dims, shape) in enumerate(zip(results, call.results, strict=True)):
@@ -220,7 +220,7 @@ def _contradiction(call: Call, line: Line, what: str) -> RuleError:
 
 
 @lru_cache(maxsize=4096)
-def _written_out(dims: tuple[Term, ...] | None, rank: int) -> tuple[Term, ...] | None:
+def written_out(dims: tuple[Term, ...] | None, rank: int) -> tuple[Term, ...] | None:
     """Replace `...` by as many factors as the rank leaves room for, named from the right so that they broadcast."""
     if dims is None or not any(term.sign == ELLIPSIS for term in dims):
         return dims

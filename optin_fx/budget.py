@@ -59,31 +59,39 @@ class Budget:
         """Engines that latencies are limited on."""
         return tuple(dict.fromkeys(limit.target for limit in self.limits if limit.target))
 
-    def bind(self, model: CostModel, latencies: Mapping[str, Measure] | None = None) -> Bound:
+    def bind(self, model: CostModel, latencies: Mapping[str, Measure] | None = None, counted: CostModel | None = None) -> Bound:
         """The budget as inequalities on a program's extents.
 
         Args:
             latencies: by target, seconds as a function of the extents (`latency_table.LatencyTable`).
+            counted: the costs that must meet the limits, where that are others than the program's: those of `narrowing.narrow`. Shares and
+                prices stay the program's.
 
         Raises:
             BudgetError: a part does not exist, or a latency has no table.
         """
-        return Bound(self, model, tuple(_ceiling(limit, model, latencies or {}) for limit in self.limits))
+        counted = counted or model
+        return Bound(self, counted, tuple(_ceiling(limit, model, latencies or {}, counted) for limit in self.limits))
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """A limit on a program: `measure(extents) <= allowed`; `dense` is the measure at dense extents."""
+    """A limit on a program: `measure(extents) <= allowed`.
+
+    Attributes:
+        dense: the dense program's cost, of which shares are shares. priced: the measure by which units are compared.
+    """
 
     limit: Limit
     measure: Measure
     allowed: float
     dense: float
+    priced: Measure
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A budget on a program."""
+    """A budget on a program; `model` has the costs that count."""
 
     budget: Budget
     model: CostModel
@@ -103,7 +111,7 @@ class Bound:
 
     def price(self, name: str, extents: Mapping[str, float]) -> float:
         """What one more unit of a group costs, as a share of each limit, the largest of them."""
-        return max(c.measure.derivative(name, extents) / max(c.allowed, 1e-30) for c in self.ceilings)
+        return max(c.priced.derivative(name, extents) / max(c.allowed, 1e-30) for c in self.ceilings)
 
     def check(self, plan: Plan) -> None:
         """Assert that a plan meets the budget.
@@ -164,19 +172,19 @@ def parse_family(text: str) -> tuple[Budget, ...]:
     return tuple(parse_budget(f"{text[: match.start()]}{number}{unit}{text[match.end() :]}") for number in numbers)
 
 
-def _ceiling(limit: Limit, model: CostModel, latencies: Mapping[str, Measure]) -> Ceiling:
+def _ceiling(limit: Limit, model: CostModel, latencies: Mapping[str, Measure], counted: CostModel) -> Ceiling:
     if limit.metric != LATENCY:
-        measure = model.measure(limit.metric, limit.part)
+        measure, priced = (one.measure(limit.metric, limit.part) for one in (counted, model))
     elif limit.target in latencies:
-        measure = latencies[limit.target]
+        measure = priced = latencies[limit.target]
     else:
         raise BudgetError(
             f"the budget {limit} needs latencies measured on {limit.target}",
             so="no plan can be chosen by latency alone",
             fix="use ofx.prune or ofx.search, which measure; or pass latencies={target: table} from optin_fx.latency_table.build",
         )
-    dense = measure(model.extents())
-    return Ceiling(limit, measure, limit.value * dense if limit.relative else limit.value, dense)
+    dense = priced(model.extents())
+    return Ceiling(limit, measure, limit.value * dense if limit.relative else limit.value, dense, priced)
 
 
 def _limit(text: str, whole: str) -> Limit:

@@ -10,6 +10,7 @@ from optin_fx.costs import cost_model
 from optin_fx.errors import BudgetError
 from optin_fx.latency import measure
 from optin_fx.latency_table import LatencyTable, build
+from optin_fx.narrowing import narrow
 from optin_fx.pipeline import Pass, State
 from optin_fx.plan import Plan
 from optin_fx.program import Program
@@ -73,7 +74,7 @@ def search_by_latency(
         bound = budget.bind(cost_model(program), tables)
         plan = searching.apply(replace(state, latencies=dict(tables))).plan
         assert plan is not None
-        made = _measured(program, plan, bound, tables, repeats)
+        made = _measured(program, plan, bound, tables, repeats, narrowed=getattr(searching, "narrowed", False))
         for item in made:
             if on_round:
                 on_round(item)
@@ -97,8 +98,11 @@ def search_by_latency(
     return replace(state, plan=replace(plan, provenance=facts), latencies=dict(tables))
 
 
-def _measured(program: Program, plan: Plan, bound: Bound, tables: Mapping[str, LatencyTable], repeats: Repeats | None) -> list[Round]:
+def _measured(
+    program: Program, plan: Plan, bound: Bound, tables: Mapping[str, LatencyTable], repeats: Repeats | None, *, narrowed: bool
+) -> list[Round]:
     small, extents, found = rewrite(program, plan), bound.model.extents(plan), []
+    small = narrow(small) if narrowed else small
     for ceiling in bound.ceilings:
         target = ceiling.limit.target
         if not target:

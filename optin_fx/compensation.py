@@ -124,10 +124,13 @@ def solve(fit: Moments, held: Moments, prior: Refit, units: torch.Tensor, option
     Args:
         units: for every input column the unit that it belongs to, for the level "scale".
     """
-    before = held.residual(prior.weight, prior.bias)
     if fit.count < 2 or held.count <= 0:
+        before = held.residual(prior.weight, prior.bias)
         return Solution(None, "none", 0.0, before, before, held.variance, "too few rows")
+    before, shifted = held.residuals(prior.weight, [prior.bias, offset_only(fit, prior.weight).bias])
     best, note = ("none", 0.0, before), ""
+    if options.level != "none" and shifted < before:
+        best = ("bias", 0.0, shifted)
     for level, ratio in _candidates(options):
         found = _refit(level, ratio, fit, prior, units)
         if level == "scale" and float(_largest_scale(found, prior, units)) > LARGEST_SCALE:
@@ -142,8 +145,6 @@ def solve(fit: Moments, held: Moments, prior: Refit, units: torch.Tensor, option
 
 
 def _candidates(options: Compensation) -> Iterator[tuple[str, float]]:
-    if options.level != "none":
-        yield "bias", 0.0
     if options.level in ("scale", "affine"):
         yield from ((options.level, ratio) for ratio in options.ratios)
 

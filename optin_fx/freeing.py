@@ -7,6 +7,8 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch import nn
+
 LARGE = 32 << 20
 """Bytes of results from which on a step of a loop is worth cleaning up after."""
 
@@ -25,6 +27,17 @@ def give_back(*, graphs: bool = False) -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):
         return  # another C library
+
+
+def empty(module: nn.Module) -> None:
+    """Let go of the tensors of a module that nobody will run again.
+
+    Graph modules are cycles, and would hold their weights until the garbage collector comes. To call it takes a second where programs have
+    been traced, for those are many objects.
+    """
+    for part in module.modules():
+        part._parameters.clear()
+        part._buffers.clear()
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3

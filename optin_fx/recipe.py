@@ -16,6 +16,7 @@ from optin_fx.groups import group
 from optin_fx.pipeline import Pass, Pipeline, State, find_pass
 from optin_fx.plan import Plan, make_plan
 from optin_fx.program import Program
+from optin_fx.space import BudgetedSearch
 from optin_fx.stepwise import budget_at
 
 Callback = Callable[[Pass, State, float], None]
@@ -35,6 +36,7 @@ class Recipe:
     Attributes:
         scoring, searching, rewriting: one each. rearranging: between searching and rewriting, or None.
         budget: the search's.
+        narrowing: after the (last) rewriting, or None.
     """
 
     scoring: Pass
@@ -42,6 +44,7 @@ class Recipe:
     rearranging: Pass | None
     rewriting: Pass
     budget: Budget
+    narrowing: Pass | None = None
 
     def batches(self, program: Program, data: Iterable[Any] | torch.Tensor | None) -> list[Batch] | None:
         """Checked calibration batches; None where nothing needs them and none were given.
@@ -72,6 +75,7 @@ def make_recipe(
     rearrange: bool | str | Pass,
     compensate: bool | str | Pass,
     search_options: Mapping[str, Any],
+    narrow: bool = True,
 ) -> Recipe:
     """The passes that the arguments of `prune` name.
 
@@ -88,9 +92,11 @@ def make_recipe(
         if not {*search_options} <= {option.name for option in fields(find_pass(search, "search"))}:
             search = "rank"  # options that only this one has ask for it
     searching = find_pass(search, "search", budget=budget, **search_options)
+    if narrow and not isinstance(search, Pass) and isinstance(searching, BudgetedSearch):
+        searching = replace(searching, narrowed=True)
     if isinstance(search, Pass):
         parsed = parse_budget(getattr(search, "budget", budget))
-    return Recipe(scoring, searching, rearranging, rewriting, parsed)
+    return Recipe(scoring, searching, rearranging, rewriting, parsed, find_pass("narrow-rows") if narrow else None)
 
 
 def rearranging_pass(rearrange: bool | str | Pass) -> Pass | None:
@@ -147,6 +153,11 @@ def prune_scored(state: State, recipe: Recipe, callbacks: Sequence[Callback] = (
     """Search, rearrange and rewrite a scored state."""
     planned = searched(state, recipe.searching, recipe.rearranging, recipe.budget, callbacks)
     return Pipeline((recipe.rewriting,), tuple(callbacks)).run(planned)
+
+
+def narrowed(state: State, recipe: Recipe, callbacks: Sequence[Callback] = ()) -> State:
+    """A rewritten state whose smaller program computes no rows that nothing reads, if the recipe says so."""
+    return Pipeline((recipe.narrowing,), tuple(callbacks)).run(state) if recipe.narrowing else state
 
 
 def prune_in_steps(state: State, recipe: Recipe, steps: int = 1, callbacks: Sequence[Callback] = ()) -> State:

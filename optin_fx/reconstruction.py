@@ -43,7 +43,6 @@ def reconstruct(
 ) -> tuple[fx.GraphModule, list[Refitted]]:
     """The sliced program with refitted consumers, and what was done to each."""
     options, batches = options or Compensation(), several(program, batches)
-    give_back(graphs=True)  # of earlier tries
     with torch.no_grad():
         cut, small = resolve(program, plan), sliced(program, plan)
         due = _due(cut, small, options)

@@ -74,13 +74,13 @@ class Layer:
 
     def inputs_of(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """What the matrix is multiplied with at some rows of the output, `[rows, inputs]`."""
-        return x.reshape(-1, x.shape[-1])[index]
+        return _rows(x.reshape(-1, x.shape[-1]), index)
 
     def outputs_of(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         """Rows of the output, all or some, `[rows, outputs]`: all dims but the features', flattened."""
         found = y.movedim(self.output_dim(y.dim()), -1)
         found = found.reshape(-1, found.shape[-1])
-        return found if index is None else found[index]
+        return found if index is None else _rows(found, index)
 
     @property
     def repeats(self) -> int:
@@ -259,3 +259,8 @@ def _has(module: nn.Module, name: str) -> bool:
     except AttributeError:
         return False
     return True
+
+
+def _rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Some rows, by ascending numbers; as many as there are need no copy."""
+    return x if len(index) == len(x) else x[index]

@@ -94,7 +94,7 @@ class Refitting:
             late = x - layer.inputs_of(first.dense_value(), index).float()
             ys = [y + _grouped(late, aim.weight.float(), layer.groups) for y, aim in zip(ys, self.aims, strict=True)]
         seen = self.setting.seen.get(first.partner.name)
-        return x, torch.cat(ys, 1), None if seen is None else seen.weights(number, options.floor)[index]
+        return x, ys[0] if len(ys) == 1 else torch.cat(ys, 1), None if seen is None else seen.weights(number, options.floor)[index]
 
 
 class Aim:

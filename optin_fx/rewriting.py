@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def slice_graph(program: Program, cut: Cut, *, copied: bool = False) -> fx.Graph
     for node in list(nodes.values()):
         if node.name in analysis.applied:
             _resize(nodes, node, analysis.applied[node.name], cut, analysis.axes[node.name])
-    _views_may_copy(module)
+    views_may_copy(module)
     empty = {leaf for leaf, kept in cut.kept.items() if len(kept) == 0}
     if empty:
         remove_branches(module, analysis, empty)
@@ -115,11 +116,11 @@ def mask_graph(program: Program, cut: Cut, *, statistics_of_kept: bool = False) 
         vector = vector.log() if consumer.choice else vector
         module.register_buffer(name, vector.to(value.dtype).reshape(shape), persistent=True)
         with module.graph.inserting_before(node):
-            read = _argument(node, operand.name, operand.index)
+            read = argument(node, operand.name, operand.index)
             op = torch.ops.aten.add.Tensor if consumer.choice else torch.ops.aten.mul.Tensor
             without = module.graph.call_function(op, (read, module.graph.get_attr(name)))
             without.meta["val"] = value
-        _set_argument(node, operand.name, operand.index, without)
+        set_argument(node, operand.name, operand.index, without)
     _narrow_state(module, cut)
     if statistics_of_kept:
         narrow_statistics(module, cut)
@@ -144,8 +145,8 @@ def narrow_statistics(module: fx.GraphModule, cut: Cut) -> None:
             continue
         node = nodes[name]
         for operand in applied.call.operands:
-            narrow = _selected(module, node, _argument(node, operand.name, operand.index), cut.analysis.axes[operand.node.name], only)
-            _set_argument(node, operand.name, operand.index, narrow)
+            narrow = _selected(module, node, argument(node, operand.name, operand.index), cut.analysis.axes[operand.node.name], only)
+            set_argument(node, operand.name, operand.index, narrow)
         _resize(nodes, node, applied, only, cut.analysis.axes[name])
         users = list(node.users)
         wide = _selected(module, node.next, node, cut.analysis.axes[name], only, back=True)
@@ -167,7 +168,7 @@ def _selected(module: fx.GraphModule, before: fx.Node, value: fx.Node, axes: lis
     return value
 
 
-def _views_may_copy(module: fx.GraphModule) -> None:
+def views_may_copy(module: fx.GraphModule) -> None:
     """Views become reshapes, which copy only where a view is impossible.
 
     Where an extent shrinks to one, or an attention kernel is another one for other widths, a tensor lies in memory otherwise than in the
@@ -236,7 +237,22 @@ def _resize(nodes: dict[str, fx.Node], node: fx.Node, applied: Applied, cut: Cut
     if operands == tuple(o.shape for o in call.operands) and list(results) == call.results:
         return
     factors = {name: cut.size(axis) for name, axis in applied.factors.items()}
-    changes = dict(applied.rule.resize(call, Resized(operands, results, factors)) or {})
+    resize_call(nodes, node, applied, Resized(operands, results, factors))
+
+
+def resize_call(
+    nodes: Mapping[str, fx.Node], node: fx.Node, applied: Applied, new: Resized, known: Callable[[Any], Any] | None = None
+) -> None:
+    """Write new extents where a call has the old ones in its arguments, as its rule says.
+
+    Args:
+        nodes: the graph's, by name. known: puts a number in place of a written size, where the caller knows it.
+    """
+    if applied.rule.resize is None:
+        return
+    changes = dict(applied.rule.resize(applied.call, new) or {})
+    if known is not None:
+        changes = {name: list(map(known, value)) if isinstance(value, list) else value for name, value in changes.items()}
     times = changes.pop(TIMES, None)
     if times is not None:  # the node keeps its name for the value that users of it read
         with node.graph.inserting_before(node):
@@ -250,10 +266,10 @@ def _resize(nodes: dict[str, fx.Node], node: fx.Node, applied: Applied, cut: Cut
         node.kwargs = {}
         return
     for name, value in changes.items():
-        _set_argument(node, name, None, _written(nodes, node, value))
+        set_argument(node, name, None, _written(nodes, node, value))
 
 
-def _written(nodes: dict[str, fx.Node], node: fx.Node, value: Any) -> Any:
+def _written(nodes: Mapping[str, fx.Node], node: fx.Node, value: Any) -> Any:
     """Sizes as graph values: a scaled SymInt becomes -1 in a reshape, else arithmetic before the node."""
     if not isinstance(value, list):
         return fx.map_arg(value, lambda n: nodes[n.name])
@@ -275,11 +291,11 @@ def _times(graph: fx.Graph, size: fx.Node, by: Scaled) -> fx.Node:
     return graph.call_function(operator.floordiv, (size, by.over)) if by.over != 1 else size
 
 
-def _argument(node: fx.Node, name: str, index: int | None) -> Any:
+def argument(node: fx.Node, name: str, index: int | None) -> Any:
     return read(node, list(node.args), dict(node.kwargs), name, index)
 
 
-def _set_argument(node: fx.Node, name: str, index: int | None, value: Any) -> None:
+def set_argument(node: fx.Node, name: str, index: int | None, value: Any) -> None:
     args, kwargs = list(node.args), dict(node.kwargs)
     write(node, args, kwargs, name, index, value)
     node.args, node.kwargs = tuple(args), kwargs

@@ -12,6 +12,7 @@ from optin_fx.budget import Bound, Budget, parse_budget
 from optin_fx.costs import Measure, cost_model
 from optin_fx.errors import BudgetError
 from optin_fx.groups import Group, group
+from optin_fx.narrowing import narrow
 from optin_fx.pipeline import SearchPass, State
 from optin_fx.plan import Plan, make_plan
 from optin_fx.program import Program
@@ -128,6 +129,8 @@ class BudgetedSearch(SearchPass):
         min_width: least number of units to keep in every group.
         align: widths are multiples of this; 1 is free choice; 0 is free choice, too, unless the budget limits a latency: then it is 8, as
             engines compute so many channels at once. Groups of less than 2 x align units, and counts of heads, are free.
+        narrowed: the budget counts what the smaller program costs after `narrow-rows`, which must come after the rewrite; shares are of
+            the program as it is.
     """
 
     budget: str | Budget = "flops <= 50%"
@@ -137,6 +140,7 @@ class BudgetedSearch(SearchPass):
     min_keep: float = 0.05
     min_width: int = 0
     align: int = 0
+    narrowed: bool = False
 
     abstract: ClassVar[bool] = True
 
@@ -169,7 +173,13 @@ class BudgetedSearch(SearchPass):
             space.program,
             kept,
             predicted={"flops": cost.flops, "params": cost.params, "bytes": cost.bytes},
-            provenance={"search": str(self), "score": scores.method, "budget": str(space.bound.budget), **space.notes},
+            provenance={
+                "search": str(self),
+                "score": scores.method,
+                "budget": str(space.bound.budget),
+                **({"narrowed": True} if self.narrowed else {}),
+                **space.notes,
+            },
         )
         space.bound.check(plan)
         return plan
@@ -187,7 +197,8 @@ class BudgetedSearch(SearchPass):
         if not chosen:
             raise BudgetError("no group may be pruned", so="no budget below 100% can be met", fix="allow more kinds, or freeze less")
         refuse_strangers(chosen.values(), (pattern for pattern, *_ in self.widths), names)
-        bound = parse_budget(self.budget).bind(cost_model(program), latencies)
+        counted = cost_model(narrow(program)) if self.narrowed else None
+        bound = parse_budget(self.budget).bind(cost_model(program), latencies, counted)
         align = self.align or (ALIGNED if bound.budget.targets else 1)
         step = {name: step_of(g, align) for name, g in chosen.items()}
         most = {name: bounds_of(g, self.widths, step[name])[1] for name, g in chosen.items()}

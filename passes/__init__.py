@@ -1,5 +1,6 @@
 """The passes: policy, one decision per file. File, class and command-line name are the same; the prefix is the stage."""
 
+from optin_fx.passes.narrow_rows import NarrowRows
 from optin_fx.passes.rearrange_fisher import RearrangeFisher
 from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct
 from optin_fx.passes.rewrite_slice import RewriteSlice
@@ -22,6 +23,7 @@ from optin_fx.passes.search_steps import SearchSteps
 from optin_fx.passes.search_trial import SearchTrial
 
 __all__ = [
+    "NarrowRows",
     "RearrangeFisher",
     "RewriteReconstruct",
     "RewriteSlice",

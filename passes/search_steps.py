@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from optin_fx.budget import parse_budget
 from optin_fx.data import Batch, batches_of, first_batches
+from optin_fx.freeing import give_back
 from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct, find_compensation
 from optin_fx.passes.search_rank import SearchRank
 from optin_fx.pipeline import ScorePass, State, find_criterion
@@ -77,6 +78,7 @@ class SearchSteps(SearchRank):
     def _scored_again(
         self, program: Program, plan: Plan, batches: list[Batch], criterion: ScorePass, compensation: RewriteReconstruct
     ) -> Scores:
+        give_back(graphs=True)  # of the step before
         module, _ = reconstruct(program, plan, batches, compensation)
         scores = criterion.apply(State(retrace(module, program, provenance={}), batches)).scores
         assert scores is not None

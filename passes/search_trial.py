@@ -12,6 +12,7 @@ from torch import fx
 
 from optin_fx.annotation import annotate
 from optin_fx.data import Batch, batches_of, first_batches, parted, rows
+from optin_fx.freeing import empty, give_back
 from optin_fx.interpreter import Runner, flat_inputs
 from optin_fx.outputs import divergence, output_terms
 from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct, find_compensation
@@ -136,6 +137,8 @@ class SearchTrial(BudgetedSearch):
                     divergence(terms, fx.Interpreter(small).run(*flat_inputs(program, batch), enable_io_processing=False), before).cpu()
                     for batch, before in zip(unseen, dense, strict=True)
                 ]
+            empty(small)
+            give_back()
             losses[name] = torch.cat(found).nan_to_num(nan=1e30, posinf=1e30).clamp_min(0.0).sqrt()
         return losses
 

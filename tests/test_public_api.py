@@ -22,6 +22,7 @@ VERBS = [
     "make_plan",
     "mask",
     "measure",
+    "narrow",
     "prune",
     "prune_family",
     "random_plan",

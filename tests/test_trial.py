@@ -132,7 +132,7 @@ def test_pruning_tries_where_it_compensates(state: State) -> None:
     assert asked["search"].startswith("search-trial")
     default = {name for name in SearchTrial().tries if ":" not in name}
     assert asked["tries"].keys() <= {name or "defaults" for name in default}
-    assert ofx.prune(state.program, **given, balance=0.5).plan.provenance["search"].startswith("search-rank{balance=0.5")
+    assert ofx.prune(state.program, **given, balance=0.5).plan.provenance["search"] == "search-rank{narrowed=True, balance=0.5}"
     assert ofx.prune(state.program, **given, compensate="none").plan.provenance["search"].startswith("search-rank")
 
 

@@ -148,6 +148,7 @@ def prune(
     rearrange: options.Rearrange = False,
     compensate: options.Compensate = "reconstruct",
     steps: Annotated[int, typer.Option("--steps", min=1, help="prune in so many steps, scoring again in each")] = 1,
+    narrow: options.Narrow = True,
     out: options.Out = Path("optin-out"),
     freeze: options.Freeze = None,
     width: options.Width = None,
@@ -173,7 +174,8 @@ def prune(
     source = find_model(model, sizes)
     program = ofx.trace(source.model, source.args, source.kwargs).allowing(*allow or ())
     batches = _batches(data, program, rows, samples)
-    how: dict[str, Any] = {"data": batches, "score": score, "search": search, "rearrange": rearrange, "compensate": compensate, **steer}
+    how: dict[str, Any] = {"data": batches, "score": score, "search": search, "rearrange": rearrange, "compensate": compensate}
+    how |= {"narrow": narrow, **steer}
     running = execution(memory_limit=memory_limit, progress=sys.stderr.isatty(), partial=out / "partial")
     if len(family) == 1:
         with running:

@@ -45,6 +45,7 @@ Target: TypeAlias = Annotated[str, typer.Option("--target", metavar="NAME", help
 Rearrange: TypeAlias = Annotated[
     bool, typer.Option("--rearrange/--no-rearrange", help="exchange units by what they lose together; needs --score fisher")
 ]
+Narrow: TypeAlias = Annotated[bool, typer.Option("--narrow/--no-narrow", help="compute no rows that nothing reads")]
 Compensate: TypeAlias = Annotated[
     str | None, typer.Option("--compensate", metavar="NAME", help="how what stays makes up for what went: reconstruct, tune or none")
 ]
