@@ -52,6 +52,7 @@ def search(
         str, typer.Option("--search", metavar="NAME", help="how units are chosen: rank, kwon, knapsack; steps and trial need --data")
     ] = "rank",
     rearrange: options.Rearrange = False,
+    narrow: options.Narrow = True,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the plan to this .json file")] = None,
     freeze: options.Freeze = None,
     width: options.Width = None,
@@ -67,7 +68,7 @@ def search(
     """Choose the units to keep under a budget."""
     if out is not None:
         writable_file(out)
-    searching = find_pass(search, "search", budget=budget, **options.steering(freeze, width, kinds, align))
+    searching = find_pass(search, "search", budget=budget, narrowed=narrow, **options.steering(freeze, width, kinds, align))
     scoring = scoring_pass(score, rearranging_pass(rearrange and scores is None))
     program = read_model(model, sizes).allowing(*allow or ())
     batches = _batches(data, program, rows, samples)
