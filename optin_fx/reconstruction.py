@@ -20,7 +20,7 @@ from optin_fx.channels import Renormalising
 from optin_fx.compensation import Compensation, Refitted
 from optin_fx.data import Batch, several
 from optin_fx.execution import current
-from optin_fx.freeing import give_back
+from optin_fx.freeing import LARGE, give_back
 from optin_fx.interpreter import device_of
 from optin_fx.linearity import mutated
 from optin_fx.lockstep import Lockstep
@@ -78,7 +78,8 @@ def _front_to_back(setting: Setting, due: Due) -> list[Refitted]:
                 both.visit(node, refitting.see)
                 report += refitting.finish()
                 done |= {aim.partner.name for aim in refitting.aims}
-                give_back()
+                if refitting.bytes >= LARGE:
+                    give_back()
         elif node.name in products:
             product = products[node.name]
             if isinstance(product, str):

@@ -63,6 +63,11 @@ class Refitting:
         self.moments = [(Moments(self.inputs, outputs), Moments(self.inputs, outputs)) for _ in range(groups)]
         self.generator = torch.Generator().manual_seed(0)
 
+    @property
+    def bytes(self) -> int:
+        """Memory of the moments."""
+        return sum(8 * (one.xx.numel() + one.xy.numel()) for both in self.moments for one in both)
+
     def see(self, number: int) -> None:
         """Take the values of a batch in."""
         x, y, w = self._rows(number)

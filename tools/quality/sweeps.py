@@ -75,7 +75,7 @@ SWEEPS = (
             discount_075=_pipeline(search=f"{SEARCH}{{discount=0.75}}"),
             discount_1=_pipeline(search=f"{SEARCH}{{discount=1}}"),
             tried=_pipeline(search="search-trial{sure=2.0}"),
-            default_of_prune=_pipeline(f"score-{DEFAULT_SCORE}", "search-trial"),
+            default_of_prune_all_rows=_pipeline(f"score-{DEFAULT_SCORE}", "search-trial"),
             kwon=_pipeline(search="search-kwon"),
             knapsack=_pipeline(search="search-knapsack"),
             uniform=_pipeline(search="search-uniform"),
