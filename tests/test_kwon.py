@@ -102,7 +102,7 @@ def test_the_whole_method_in_one_call() -> None:
         fresh = torch.randn(512, 8)
         with torch.no_grad():
             found[compensate] = float((result.program(fresh) - model(fresh)).square().mean())
-    assert [name.partition("{")[0] for name, _ in result.report.stages] == ["score-fisher", "search-kwon", "rewrite-slice"]
+    assert [name.partition("{")[0] for name, _ in result.report.stages] == ["score-fisher", "search-kwon", "rewrite-slice", "narrow-rows"]
     assert found["tune"] < 0.9 * found["none"]
 
 
