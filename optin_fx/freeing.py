@@ -29,13 +29,16 @@ def give_back(*, graphs: bool = False) -> None:
         return  # another C library
 
 
-def empty(module: nn.Module) -> None:
+def empty(module: nn.Module, source: nn.Module) -> None:
     """Let go of the tensors of a module that nobody will run again.
+
+    Parts that it shares with the one that it was made from (branches of a `torch.cond`) are left alone.
 
     Graph modules are cycles, and would hold their weights until the garbage collector comes. To call it takes a second where programs have
     been traced, for those are many objects.
     """
-    for part in module.modules():
+    shared = set(source.modules())
+    for part in set(module.modules()) - shared:
         part._parameters.clear()
         part._buffers.clear()
 

@@ -91,9 +91,7 @@ def make_recipe(
         search = trial if rewriting.name() == "rewrite-reconstruct" and not parsed.targets else "rank"
         if not {*search_options} <= {option.name for option in fields(find_pass(search, "search"))}:
             search = "rank"  # options that only this one has ask for it
-    searching = find_pass(search, "search", budget=budget, **search_options)
-    if narrow and not isinstance(search, Pass) and isinstance(searching, BudgetedSearch):
-        searching = replace(searching, narrowed=True)
+    searching = searching_pass(search, narrow, budget=budget, **search_options)
     if isinstance(search, Pass):
         parsed = parse_budget(getattr(search, "budget", budget))
     return Recipe(scoring, searching, rearranging, rewriting, parsed, find_pass("narrow-rows") if narrow else None)
@@ -115,6 +113,17 @@ def scoring_pass(score: str | Pass, rearranging: Pass | None = None) -> Pass:
         PipelineError: there is none, or it cannot keep gradients of single samples.
     """
     return find_pass(score, "score", **({"keep_samples": True} if rearranging and not isinstance(score, Pass) else {}))
+
+
+def searching_pass(search: str | Pass, narrow: bool, **search_options: Any) -> Pass:
+    """The pass that the argument `search` of `prune` names, whose budget counts on narrowing if that is to come.
+
+    Raises:
+        PipelineError: there is none of that name, or it has not such an option.
+    """
+    found = find_pass(search, "search", **search_options)
+    counts = narrow and isinstance(found, BudgetedSearch) and not isinstance(search, Pass)
+    return replace(found, narrowed=True) if counts else found  # type: ignore[call-arg]
 
 
 def rewriting_pass(compensate: bool | str | Pass) -> Pass:

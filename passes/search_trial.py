@@ -137,7 +137,7 @@ class SearchTrial(BudgetedSearch):
                     divergence(terms, fx.Interpreter(small).run(*flat_inputs(program, batch), enable_io_processing=False), before).cpu()
                     for batch, before in zip(unseen, dense, strict=True)
                 ]
-            empty(small)
+            empty(small, program.graph_module)
             give_back()
             losses[name] = torch.cat(found).nan_to_num(nan=1e30, posinf=1e30).clamp_min(0.0).sqrt()
         return losses

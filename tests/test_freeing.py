@@ -8,6 +8,9 @@ import sys
 import textwrap
 
 import pytest
+from torch import nn
+
+from optin_fx.freeing import empty
 
 HOLES = """
     import torch
@@ -39,3 +42,12 @@ def test_holes_between_tensors_go_back_to_the_system() -> None:
     half = 30 * 4 << 20
     assert inside < 1.15 * half
     assert outside > 1.2 * half  # so there was something to do
+
+
+def test_what_is_shared_with_its_source_stays() -> None:
+    inner, source, made = nn.Linear(2, 2), nn.Module(), nn.Module()
+    source.branch = made.branch = inner
+    made.own = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    empty(made, source)
+    assert [name for name, _ in made.named_parameters()] == ["branch.weight", "branch.bias"]
+    assert not list(made.buffers())

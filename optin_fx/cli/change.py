@@ -21,8 +21,7 @@ from optin_fx.errors import BudgetError, PlanError
 from optin_fx.execution import execution
 from optin_fx.files import remove_if_empty
 from optin_fx.models import Sizes, find_model, read_model
-from optin_fx.pipeline import find_pass
-from optin_fx.recipe import DEFAULT_SCORE, rearranging_pass, rewriting_pass, scoring_pass
+from optin_fx.recipe import DEFAULT_SCORE, rearranging_pass, rewriting_pass, scoring_pass, searching_pass
 from optin_fx.scores import Scores
 
 PlanFile = Annotated[Path, typer.Option("--plan", help="plan.json, as `search` or `prune` wrote it")]
@@ -68,7 +67,7 @@ def search(
     """Choose the units to keep under a budget."""
     if out is not None:
         writable_file(out)
-    searching = find_pass(search, "search", budget=budget, narrowed=narrow, **options.steering(freeze, width, kinds, align))
+    searching = searching_pass(search, narrow, budget=budget, **options.steering(freeze, width, kinds, align))
     scoring = scoring_pass(score, rearranging_pass(rearrange and scores is None))
     program = read_model(model, sizes).allowing(*allow or ())
     batches = _batches(data, program, rows, samples)
