@@ -257,6 +257,18 @@ def find_criterion(text: str, asked_by: str) -> ScorePass:
     return step
 
 
+def scores_within(step: ScorePass, program: Program, batches: Sequence[Batch], earlier: Scores | None) -> dict[str, torch.Tensor]:
+    """Values of a criterion that another one builds on, `[extent]` float64 by group; earlier scores are taken where they are its."""
+    from optin_fx.groups import group
+    from optin_fx.scores import Scores
+
+    fingerprint = group(program).fingerprint
+    if earlier is not None and (earlier.method, earlier.fingerprint) == (str(step), fingerprint):
+        return {name: value.clone() for name, value in earlier.values.items()}
+    values = {name: v.double().cpu() for name, v in step.score(program, batches).items() if not name.startswith("extra/")}
+    return dict(Scores(values, str(step), fingerprint, step.additive).normalised(step.normalise, program).values)
+
+
 def _options(text: str, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for item in re.split(r",(?![^(\[]*[)\]])", text) if text.strip() else ():

@@ -193,7 +193,7 @@ class BudgetedSearch(SearchPass):
         groups = group(program)
         check(scores, groups)
         refuse_strangers(groups.free, self.freeze, touches)
-        chosen = {g.name: g for g in groups.free if self._may_prune(g)}
+        chosen = {g.name: g for g in groups.free if self.may_prune(g)}
         if not chosen:
             raise BudgetError("no group may be pruned", so="no budget below 100% can be met", fix="allow more kinds, or freeze less")
         refuse_strangers(chosen.values(), (pattern for pattern, *_ in self.widths), names)
@@ -218,7 +218,8 @@ class BudgetedSearch(SearchPass):
             found[name] = min(most, -(-floor // step[name]) * step[name])
         return found
 
-    def _may_prune(self, g: Group) -> bool:
+    def may_prune(self, g: Group) -> bool:
+        """Whether the options let a group be pruned."""
         if any(touches(pattern, g) for pattern in self.freeze):
             return False
         return g.kind in self.kinds if self.kinds else g.kind not in INSIDE_HEADS

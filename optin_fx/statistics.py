@@ -7,7 +7,7 @@ padding does not count. Gate gradients, the other half, are in `optin_fx.gradien
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -79,20 +79,22 @@ class Statistics:
         return {name: total if name in read else torch.ones_like(total) for name, total in sums.items()}
 
 
-def collect(program: Program, batches: Sequence[Batch], *, gram: bool = False) -> Statistics:
+def collect(program: Program, batches: Sequence[Batch], *, gram: bool = False, at: Callable[[Consumer], bool] | None = None) -> Statistics:
     """Run the batches once and gather moments at every consumer. Cost: one forward pass over the data.
 
     Args:
         gram: also the Gram matrices; their memory is the square of the consumers' widths.
+        at: only at consumers of which this is true.
 
     Raises:
         ScoreError: an output is not finite; names the node that made it so.
     """
-    table = [consumer for consumers in consumers_by_node(analyse(program)).values() for consumer in consumers]
+    table = [c for consumers in consumers_by_node(analyse(program)).values() for c in consumers if at is None or at(c)]
+    wanted = set(map(_key, table))
 
     def step(number: int, batch: Batch) -> dict[str, torch.Tensor]:
         sums: dict[str, torch.Tensor] = {}
-        runner = Runner(program, observe=partial(_observe, program, batch, sums, gram))
+        runner = Runner(program, observe=partial(_observe, program, batch, sums, wanted, gram))
         with torch.no_grad():
             refuse_non_finite(program, batch, runner(batch), number)
         return sums
@@ -109,11 +111,14 @@ def _observe(
     program: Program,
     batch: Batch,
     sums: dict[str, torch.Tensor],
+    wanted: Container[str],
     gram: bool,
     consumer: Consumer,
     value: torch.Tensor,
     operand_of: Callable[[int], torch.Tensor],
 ) -> None:
+    if _key(consumer) not in wanted:
+        return
     analysis = analyse(program)
     axes = analysis.axes[analysis.applied[consumer.node].call.operands[consumer.operand].node.name]
     x = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from optin_fx.analysis import analyse
 from optin_fx.data import Batch
 from optin_fx.differences import Walk
+from optin_fx.frontier import Functional
 from optin_fx.interpreter import Runner, flat_inputs, readers_by_node
 from optin_fx.linearity import BIAS, JOINS, Carries, carries, mutated, op_name, sharing_memory, without_writing
 from optin_fx.products import Products
@@ -46,7 +47,7 @@ class Suffix:
 
     def __init__(self, program: Program, batch: Batch, taps: Sequence[str] = (), precision: str = "full", packed: bool = False) -> None:
         self.program, self.wanted, self.precision = program, frozenset(taps), precision
-        self.runner = _Functional(program)
+        self.runner = Functional(program)
         self.nodes = list(program.graph_module.graph.nodes)
         self.last = {value: i for i, node in enumerate(self.nodes) for value in node.all_input_nodes}
         self.carries = {node: carries(node) if _floats(node) else Carries.NOTHING for node in self.nodes}
@@ -162,14 +163,3 @@ class Rerun:
             if isinstance(new, torch.Tensor) and new.is_floating_point()
         }
         return Changes({name: value - self.tapped[name] for name, value in runner.tapped.items()}, changed)
-
-
-class _Functional(Runner):
-    """Runs writing ops as their counterparts that write nowhere."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        self.instead = without_writing(n)
-        return super().run_node(n)
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return super().call_function(self.instead or target, args, kwargs)

@@ -17,7 +17,7 @@ from optin_fx.groups import group, leaf_of
 from optin_fx.interpreter import Runner, consumers_by_node
 from optin_fx.masks import token_mask
 from optin_fx.moments import INPUT_SUMS, Moments, input_sums
-from optin_fx.pipeline import ScorePass, find_criterion
+from optin_fx.pipeline import ScorePass, find_criterion, scores_within
 from optin_fx.program import Program
 from optin_fx.refittable import Layer, layer_of
 from optin_fx.rows import chosen_rows
@@ -93,10 +93,7 @@ class ScoreReconstruction(ScorePass):
     def _within(self, program: Program, batches: Sequence[Batch], earlier: Scores | None) -> dict[str, torch.Tensor]:
         if not self.within:
             return {g.name: torch.zeros(g.extent, dtype=torch.float64) for g in group(program).free}
-        step = find_criterion(self.within, f"{self.name()}, option within")
-        if earlier is not None and (earlier.method, earlier.fingerprint) == (str(step), group(program).fingerprint):
-            return {name: value.clone() for name, value in earlier.values.items()}
-        return {name: v.double().cpu() for name, v in step.score(program, batches).items() if not name.startswith("extra/")}
+        return scores_within(find_criterion(self.within, f"{self.name()}, option within"), program, batches, earlier)
 
     def _moments(
         self, program: Program, batches: Sequence[Batch], layers: Mapping[str, tuple[Consumer, Layer]], seen: Mapping[str, Sensitivity]

@@ -13,6 +13,7 @@ from torch import fx
 from optin_fx.annotation import annotate
 from optin_fx.data import Batch, batches_of, first_batches, parted, rows
 from optin_fx.freeing import empty, give_back
+from optin_fx.groups import group
 from optin_fx.interpreter import Runner, flat_inputs
 from optin_fx.outputs import divergence, output_terms
 from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct, find_compensation
@@ -26,6 +27,9 @@ from optin_fx.space import BudgetedSearch
 
 _TRY = re.compile(r"\s*([\w-]+(?:\{[^}]*\})?)\s*:(.*)")
 """A criterion with or without options, and what comes after the colon."""
+
+_WITHIN = re.compile(r"\bwithin\s*=")
+"""In the options of a criterion: it says what it builds on."""
 
 _STEPS = re.compile(r"\bsteps\s*=")
 """In the options of a try: it is made in steps."""
@@ -49,7 +53,8 @@ class SearchTrial(BudgetedSearch):
     Attributes:
         tries: one text for each try, `options` of `search-rank` for the scores at hand ("" for its defaults), or `criterion: options` for
             another criterion's, scored on the part that is compensated on; one that builds on a criterion (an option `within`) builds on
-            the scores at hand, unless its text names another.
+            the scores at hand, unless its text names another; one that can leave kinds of groups out (`kinds`) leaves out what the search
+            does not prune.
         criteria: whether tries of other criteria are made; without them every plan comes from the scores at hand.
         sure: by how many standard errors of the paired difference a later try must be better than the first. Divergences have heavy tails:
             at two, tries that were a third better were refused on digits.
@@ -103,7 +108,7 @@ class SearchTrial(BudgetedSearch):
         """The distinct plans by the names of the tries that came to them first."""
         assert state.scores is not None
         tries = self._made()
-        steps = [self._parsed(text, state.scores) for text in tries]
+        steps = [self._parsed(text, state.program, state.scores) for text in tries]
         scored: dict[ScorePass | None, State] = {None: state}
         plans: dict[str, Plan] = {}
         for text, (criterion, searching) in zip(tries, steps, strict=True):
@@ -146,22 +151,25 @@ class SearchTrial(BudgetedSearch):
         """The tries that are made."""
         return tuple(text for text in self.tries if self.criteria or not _TRY.fullmatch(text))
 
-    def _parsed(self, text: str, scores: Scores) -> tuple[ScorePass | None, SearchRank]:
+    def _parsed(self, text: str, program: Program, scores: Scores) -> tuple[ScorePass | None, SearchRank]:
         """The criterion of a try, None for the scores at hand, and its search."""
         criterion, options = found.groups() if (found := _TRY.fullmatch(text)) else (None, text)
         own = {option.name: getattr(self, option.name) for option in fields(BudgetedSearch)}
         step = find_pass(f"search-{'steps' if _STEPS.search(options) else 'rank'}{{{options}}}", "search", **own)
         assert isinstance(step, SearchRank)
-        return None if criterion is None else self._criterion(criterion, scores), step
+        return None if criterion is None else self._criterion(criterion, program, scores), step
 
-    def _criterion(self, text: str, scores: Scores) -> ScorePass:
+    def _criterion(self, text: str, program: Program, scores: Scores) -> ScorePass:
         found = find_criterion(text, f"{self.name()}, option tries")
-        builds = any(option.name == "within" for option in fields(found)) and "within" not in text
+        options = {option.name for option in fields(found)}
+        if "kinds" in options and not found.kinds:  # type: ignore[attr-defined]
+            kinds = sorted({g.kind for g in group(program).free if self.may_prune(g)})
+            found = replace(found, kinds=tuple(kinds))  # type: ignore[call-arg]
         own = scores.method.partition("{")[0]
         # scores that no pass made that is known here (a file, values of the user's) cannot be built on
-        if not builds or not scores.additive or own == found.name() or own not in registered_passes():
-            return found
-        return replace(found, within=scores.method)  # type: ignore[call-arg]
+        if "within" in options and not _WITHIN.search(text) and scores.additive and own != found.name() and own in registered_passes():
+            found = replace(found, within=scores.method)  # type: ignore[call-arg]
+        return found
 
 
 def chosen(losses: Mapping[str, torch.Tensor], sure: float, margin: float) -> str:

@@ -7,14 +7,24 @@ import torch
 from torch import nn
 
 import optin_fx as ofx
+from optin_fx.data import batches_of
 from optin_fx.errors import PipelineError
+from optin_fx.passes.score_fisher import ScoreFisher
 from optin_fx.passes.score_joint import slopes_of
+from optin_fx.pipeline import State, find_pass
+from optin_fx.testing import published
 
 
 def test_slopes_never_fall_and_keep_the_loss_of_the_last_point() -> None:
-    slopes = slopes_of([(0, 0.0), (2, 2.0), (4, 3.0), (8, 13.0)], 10)
+    slopes = slopes_of([(0, 0.0), (2, 2.0), (4, 3.0), (8, 13.0)], torch.ones(10))
     assert slopes.tolist() == pytest.approx([0.75] * 4 + [2.5] * 6, rel=1e-5)
     assert (slopes.diff() > 0).all()
+
+
+def test_a_loss_is_shared_out_by_what_units_are_worth() -> None:
+    worth = torch.tensor([1.0, 3.0, 5.0, 5.0, 20.0])
+    assert slopes_of([(0, 0.0), (2, 2.0), (4, 6.0)], worth).tolist() == pytest.approx([0.5, 1.5, 2.0, 2.0, 8.0], rel=1e-5)
+    assert slopes_of([(0, 0.0), (2, 2.0), (4, 6.0)], torch.zeros(5)).tolist() == pytest.approx([1.0, 1.0, 2.0, 2.0, 2.0], rel=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +71,27 @@ def test_only_a_ranking_criterion_may_rank(twins: tuple[ofx.Program, list[torch.
         ofx.score(program, "joint", data, within="joint")
     with pytest.raises(PipelineError, match="ascending"):
         ofx.score(program, "joint", data, shares=(0.5, 0.25))
+
+
+def test_groups_of_other_kinds_keep_what_they_had() -> None:
+    program = published.program("minilm", brief=True)
+    data = [ofx.Batch(program.args, program.kwargs)]
+    earlier = ofx.score(program, "activation", data)
+    found = ofx.score(program, "joint", data, within="activation", shares=(0.5,), kinds=("head",), allocate="within")
+    for g in ofx.group(program).free:
+        same = torch.equal(found[g.name], earlier[g.name])
+        assert same == (g.kind != "head"), g.name
+        if not same:
+            assert torch.equal(torch.argsort(found[g.name], stable=True), torch.argsort(earlier[g.name], stable=True))
+
+
+def test_scores_at_hand_are_not_made_again(twins: tuple[ofx.Program, list[torch.Tensor]], monkeypatch: pytest.MonkeyPatch) -> None:
+    program, data = twins
+    state = State(program, batches_of(program, data, needed_for="the test"), ofx.score(program, "fisher", data, labels="sampled"))
+    step = find_pass("joint", "score", within="fisher{labels=sampled}")
+    made = step.apply(state).scores
+    monkeypatch.setattr(ScoreFisher, "score", None)
+    again = step.apply(state).scores
+    assert made is not None
+    assert again is not None
+    assert all(torch.equal(made[name], again[name]) for name in made)

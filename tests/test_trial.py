@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ import optin_fx as ofx
 from optin_fx.annotation import annotated_scores
 from optin_fx.data import batches_of, first_batches, parted
 from optin_fx.errors import PipelineError
+from optin_fx.passes.score_joint import ScoreJoint
 from optin_fx.passes.search_trial import SearchTrial, chosen
 from optin_fx.pipeline import State, find_pass
+from optin_fx.testing import published
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,25 @@ def test_a_criterion_that_builds_on_another_builds_on_the_scores_at_hand(state: 
     assert plans[0] is not None
     assert plans[1] is not None
     assert plans[0].kept == plans[1].kept  # within its default criterion, which is the state's
+
+
+def test_a_criterion_measures_what_the_search_prunes(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = published.program("minilm", brief=True)
+    data = [ofx.Batch(program.args, program.kwargs)]
+    state = State(program, data, ofx.score(program, "trajectory-sketch", data, depth="last"))
+    asked: list[ScoreJoint] = []
+    score = ScoreJoint.score_after
+
+    def seen(self: ScoreJoint, *given: Any) -> dict[str, torch.Tensor]:
+        asked.append(self)
+        return score(self, *given)
+
+    monkeypatch.setattr(ScoreJoint, "score_after", seen)
+    text = "joint{shares=(0.5,), allocate=within}: balance=0.5"
+    for options in ({}, {"kinds": "neuron"}, {"freeze": ("*:head",)}):
+        find_pass("trial", "search", tries=(text,), **options).apply(state)
+    assert [step.kinds for step in asked] == [("head", "neuron"), ("neuron",), ("neuron",)]
+    assert {step.within for step in asked} == {"score-trajectory-sketch{depth=last}"}
 
 
 def test_other_criteria_are_scored_on_the_part_that_is_compensated_on(state: State) -> None:

@@ -1,0 +1,81 @@
+"""A dense run that waits at a node: what is gated behind it goes on from there, and what lies before runs once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from optin_fx.analysis import analyse
+from optin_fx.data import Batch
+from optin_fx.groups import group, leaf_names
+from optin_fx.interpreter import Runner, flat_inputs, readers_by_node
+from optin_fx.linearity import mutated, without_writing
+from optin_fx.program import Program
+
+
+class Functional(Runner):
+    """Runs writing ops as their counterparts that write nowhere, where there is one."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Execute a node, or what stands for it."""
+        self.instead = without_writing(n)
+        return super().run_node(n)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call a node's target, or what stands for it."""
+        return super().call_function(self.instead or target, args, kwargs)
+
+
+class Frontier:
+    """The dense program's values of one batch before a node, as far as anything from there on reads them.
+
+    Groups are to be taken in the order of `place`. A program with an op that writes into a tensor and has no counterpart that does not is
+    run from its beginning every time, as nobody could tell what that spoils.
+
+    Args:
+        program, batch: what is run.
+    """
+
+    def __init__(self, program: Program, batch: Batch) -> None:
+        self.runner, self.nodes = Functional(program), list(program.graph_module.graph.nodes)
+        placeholders = [node for node in self.nodes if node.op == "placeholder"]
+        self.inputs = dict(zip(placeholders, flat_inputs(program, batch), strict=True))
+        self.last = {value: i for i, node in enumerate(self.nodes) for value in node.all_input_nodes}
+        self.moves = all(mutated(node) is None or without_writing(node) is not None for node in self.nodes)
+        self.at, self.values = 0, dict[fx.Node, Any]()
+
+    def advance(self, place: int) -> None:
+        """Let the dense program run up to the node of that number, which is not run."""
+        if self.moves and place > self.at:
+            self._run(self.runner, self.values, self.at, place)
+            self.at = place
+
+    def onward(self, runner: Functional) -> list[Any]:
+        """The flat outputs of the program with a runner's gates, all of which act behind this place."""
+        outputs = self._run(runner, dict(self.values), self.at, len(self.nodes))
+        return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+
+    def _run(self, runner: Functional, values: dict[fx.Node, Any], start: int, stop: int) -> Any:
+        """Run nodes by number; values that none behind them reads are dropped."""
+        runner.env, result = values, None
+        with torch.no_grad():
+            for i, node in enumerate(self.nodes[start:stop], start):
+                values[node] = result = self.inputs[node] if node in self.inputs else runner.run_node(node)
+                for value in {node, *node.all_input_nodes}:
+                    if self.last.get(value, -1) <= i:
+                        values.pop(value, None)
+        return result
+
+
+def places(program: Program) -> dict[str, int]:
+    """By group, the number of the first node that reads its units; of groups that nothing reads, the number of nodes."""
+    analysis = analyse(program)
+    names, found = leaf_names(analysis), dict[str, int]()
+    order = {node.name: i for i, node in enumerate(program.graph_module.graph.nodes)}
+    for node, readers in readers_by_node(analysis).items():
+        for leaf in (leaf for reader in readers for leaf in reader.leaves):
+            if leaf in names:
+                found[names[leaf]] = min(found.get(names[leaf], len(order)), order[node])
+    return {g.name: found.get(g.name, len(order)) for g in group(program).free}
