@@ -72,6 +72,25 @@ def divergence(terms: Sequence[OutputTerm], outputs: Sequence[Any], dense: Seque
     return torch.stack(found).double().sum(0)
 
 
+def coverage(terms: Sequence[OutputTerm], outputs: Sequence[Sequence[Any]]) -> float:
+    """What part of a model's classes some data reach: effective number of classes of the mean prediction by their number, 0 to 1.
+
+    That number is the reciprocal of the sum of squared shares (Simpson's index), which long tails of small probabilities hardly change. The
+    least of several outputs counts; features, and classes whose number differs between batches (positions), count 1.
+
+    Args:
+        outputs: flat outputs of each batch.
+    """
+    least = 1.0
+    for term in terms:
+        values = [flat[term.index].movedim(term.classes, -1).float() for flat in outputs]
+        if term.kind == "logits" and len({value.shape[-1] for value in values}) == 1:
+            rows = sum(value[..., 0].numel() for value in values)
+            mean = torch.stack([F.softmax(value, dim=-1).reshape(-1, value.shape[-1]).double().sum(0) for value in values]).sum(0) / rows
+            least = min(least, 1 / (len(mean) * float(mean.square().sum())))
+    return least
+
+
 def output_terms(program: Program) -> tuple[OutputTerm, ...]:
     """Outputs called logits, if any; else a single output that a linear layer makes; else all floating outputs as features."""
     nodes = next(n for n in program.graph_module.graph.nodes if n.op == "output").args[0]

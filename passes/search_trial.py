@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -15,7 +15,7 @@ from optin_fx.data import Batch, batches_of, first_batches, parted, rows
 from optin_fx.freeing import empty, give_back
 from optin_fx.groups import group
 from optin_fx.interpreter import Runner, flat_inputs
-from optin_fx.outputs import divergence, output_terms
+from optin_fx.outputs import coverage, divergence, output_terms
 from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct, find_compensation
 from optin_fx.passes.search_rank import SearchRank
 from optin_fx.pipeline import ScorePass, State, find_criterion, find_pass, registered_passes
@@ -24,6 +24,9 @@ from optin_fx.program import Program
 from optin_fx.reconstruction import reconstruct
 from optin_fx.scores import Scores
 from optin_fx.space import BudgetedSearch
+
+MEASURED = "joint{shares=(0.3, 0.6, 0.9), measured=64, allocate=within}"
+"""How many of a group's units can go is measured at three shares; which ones, and what each is worth, the scores at hand say."""
 
 _TRY = re.compile(r"\s*([\w-]+(?:\{[^}]*\})?)\s*:(.*)")
 """A criterion with or without options, and what comes after the colon."""
@@ -42,8 +45,9 @@ class SearchTrial(BudgetedSearch):
     How much a loss early in a network counts depends on how much of it the refits behind can make up for, and what single scores
     miss of joint losses depends on the network, too. No rule was best on every task (docs/plans.md), but which one is can be seen without
     labels: every plan is sliced and refitted on a part of the calibration data, and the outputs are compared with the dense program's on
-    the rest. The first way stays unless another is clearly better: noise should not decide, and calibration data that is less varied than
-    what the model will see (views of a few photographs) hides differences. By default that is the way that leaves most to later refits.
+    the rest. The first way stays unless another is clearly better: noise should not decide, and calibration data that reach few of the
+    classes (views of a few photographs) do not show what the last layers are for. By default the first is the way that cuts these least,
+    and leaves most to later refits.
     Cost: a compensation on `samples` for each distinct plan, and for each criterion a scoring of these samples.
 
     Compared are means of the square root of a sample's divergence (`optin_fx.outputs`: KL of logits, change of direction of features).
@@ -58,15 +62,15 @@ class SearchTrial(BudgetedSearch):
         criteria: whether tries of other criteria are made; without them every plan comes from the scores at hand.
         sure: by how many standard errors of the paired difference a later try must be better than the first. Divergences have heavy tails:
             at two, tries that were a third better were refused on digits.
-        margin: by what share of the first's loss it must be better, too. Samples that are much alike make small differences sure that
-            other samples do not bear out.
+        margin: by what share of the first's loss it must be better, too, where the data reach none of the classes; in proportion less where
+            they do (`optin_fx.outputs.coverage`). Samples that are much alike make small differences sure that others do not bear out.
         compensate: the `rewrite-reconstruct` to try with; two candidate ridges are enough to compare plans.
         samples: the tries are compensated on so many samples (whole batches), at most half of all, and compared on the next ones, at
             most twice as many.
         budget, kinds, freeze, widths, min_keep, min_width, align: see `BudgetedSearch`.
     """
 
-    tries: tuple[str, ...] = ("discount=1", "", "balance=0.5", "reconstruction:")
+    tries: tuple[str, ...] = (f"{MEASURED}: discount=1", "", f"{MEASURED}: balance=0.5", "reconstruction:")
     sure: float = 1.0
     margin: float = 0.1
     compensate: str = "rewrite-reconstruct{ratios=(0.001, 0.1)}"
@@ -94,14 +98,16 @@ class SearchTrial(BudgetedSearch):
         seen, unseen = parted(state.program, batches, min(self.samples, sum(map(rows, batches)) // 2))
         unseen = first_batches(unseen, 2 * self.samples)
         plans = self._plans(state, seen)
-        losses = self._losses(state.program, plans, compensation, seen, unseen) if len(plans) > 1 else {}
-        best = chosen(losses, self.sure, self.margin) if losses else next(iter(plans))
-        facts = {
-            **plans[best].provenance,
-            "search": str(self),
-            "tries": {name: float(loss.mean()) for name, loss in losses.items()},
-            "tried": best,
-        }
+        best = next(iter(plans))
+        facts: dict[str, Any] = {"search": str(self), "tries": {}}
+        if len(plans) > 1:
+            with torch.no_grad():
+                dense = [Runner(state.program)(batch) for batch in unseen]
+            reached = coverage(output_terms(state.program), dense)
+            losses = self._losses(state.program, plans, compensation, seen, unseen, dense)
+            best = chosen(losses, self.sure, self.margin * (1 - reached))
+            facts |= {"tries": {name: float(loss.mean()) for name, loss in losses.items()}, "coverage": reached}
+        facts = {**plans[best].provenance, **facts, "tried": best}
         return replace(state, plan=replace(plans[best], provenance=facts))
 
     def _plans(self, state: State, seen: Sequence[Batch]) -> dict[str, Plan]:
@@ -129,12 +135,10 @@ class SearchTrial(BudgetedSearch):
         compensation: RewriteReconstruct,
         seen: Sequence[Batch],
         unseen: Sequence[Batch],
+        dense: Sequence[list[Any]],
     ) -> dict[str, torch.Tensor]:
         """Root of the divergence of each unseen sample's outputs after compensation on the seen ones, `[samples]` float64."""
-        terms = output_terms(program)
-        with torch.no_grad():
-            dense = [Runner(program)(batch) for batch in unseen]
-        losses = {}
+        terms, losses = output_terms(program), {}
         for name, plan in plans.items():
             small, _ = reconstruct(program, plan, seen, compensation)
             with torch.no_grad():

@@ -14,6 +14,8 @@ import optin_fx as ofx
 from optin_fx.annotation import annotated_scores
 from optin_fx.data import batches_of, first_batches, parted
 from optin_fx.errors import PipelineError
+from optin_fx.outputs import OutputTerm, coverage
+from optin_fx.passes import search_trial
 from optin_fx.passes.score_joint import ScoreJoint
 from optin_fx.passes.search_trial import SearchTrial, chosen
 from optin_fx.pipeline import State, find_pass
@@ -44,6 +46,30 @@ def test_only_what_is_surely_better_replaces_the_first() -> None:
     assert chosen({"": first, "broken": first + 1e30}, 2.0, 0.0) == ""
     assert chosen(losses, 2.0, 0.079) == "best"  # better by 0.2 of 2.5
     assert chosen(losses, 2.0, 0.081) == ""
+
+
+def test_few_classes_are_little_coverage() -> None:
+    logits, features = OutputTerm(0, "logits", "logits", 1), OutputTerm(1, "1", "features", 1)
+    sure = 50.0 * torch.eye(8)
+    for rows, reached in ((range(8), 1.0), (range(4), 0.5), ([3, 3, 3, 3], 0.125)):
+        outputs = [[sure[list(rows)[:2]], torch.randn(2, 8)], [sure[list(rows)[2:]], torch.randn(len(rows) - 2, 8)]]
+        assert coverage([logits, features], outputs) == pytest.approx(reached)
+    assert coverage([features], outputs) == 1.0
+    assert coverage([logits], [[sure], [sure[:, :4]]]) == 1.0  # positions: as many as there are tokens
+
+
+def test_a_margin_counts_where_classes_are_not_reached(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"budget": "flops <= 40%", "sure": 0.0, "margin": 1e9}
+    plan = find_pass("trial", "search", tries=("discount=1", "balance=0.9"), **options).apply(state).plan
+    assert plan is not None
+    worse, better = sorted(plan.provenance["tries"], key=plan.provenance["tries"].get, reverse=True)
+    step = find_pass("trial", "search", tries=(worse, better), **options)
+    for reached, tried in ((0.5, worse), (1.0, better)):
+        monkeypatch.setattr(search_trial, "coverage", lambda *_, reached=reached: reached)
+        plan = step.apply(state).plan
+        assert plan is not None
+        assert plan.provenance["tried"] == tried
+        assert plan.provenance["coverage"] == reached
 
 
 def test_the_try_of_least_divergence_is_kept(state: State) -> None:

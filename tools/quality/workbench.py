@@ -97,7 +97,7 @@ class Workbench:
         shares = {name: getattr(after, name) / getattr(before, name) for name in ("flops", "params")}
         if state.plan is not None:
             facts["kept"] = {name: len(units) for name, units in state.plan.kept.items()}
-            facts |= {key: state.plan.provenance[key] for key in ("tried", "tries") if key in state.plan.provenance}
+            facts |= {key: state.plan.provenance[key] for key in ("tried", "tries", "coverage") if key in state.plan.provenance}
         return Result(self.cell(method, budget), metrics, shares, {k: round(v, 2) for k, v in self.clock.items()}, facts)
 
     def scores(self, step: Pass) -> ofx.Scores:
