@@ -25,8 +25,8 @@ from optin_fx.reconstruction import reconstruct
 from optin_fx.scores import Scores
 from optin_fx.space import BudgetedSearch
 
-MEASURED = "joint{shares=(0.3, 0.6, 0.9), measured=64, allocate=within}"
-"""How many of a group's units can go is measured at three shares; which ones, and what each is worth, the scores at hand say."""
+MEASURED = "joint{shares=(0.4, 0.8), measured=32, allocate=within}"
+"""How many of a group's units can go is measured at two shares; which ones, and what each is worth, the scores at hand say."""
 
 _TRY = re.compile(r"\s*([\w-]+(?:\{[^}]*\})?)\s*:(.*)")
 """A criterion with or without options, and what comes after the colon."""

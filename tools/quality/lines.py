@@ -29,7 +29,6 @@ TRIED = (
     Method("trajectory-sketch, tried + refit", f"score-trajectory-sketch | search-trial{{sure=2.0}} | {REFIT}"),
     Method("by the root of samples, in two steps + refit", f"score-{DEFAULT_SCORE} | search-steps | {REFIT}"),
     Method("by the root of samples + refit", f"score-{DEFAULT_SCORE} | {RANK} | {REFIT}"),
-    Method("default of prune, all rows computed", f"score-{DEFAULT_SCORE} | search-trial | {REFIT}", tasks=("mnist-vit", "reviews")),
     Method("default of prune", f"score-{DEFAULT_SCORE} | search-trial{{narrowed=True}} | {REFIT} | narrow-rows"),
 )
 """Widths that were measured or tried, and the default score. The last one is what `ofx.prune` does by default."""
