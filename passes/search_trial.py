@@ -59,7 +59,7 @@ class SearchTrial(BudgetedSearch):
             another criterion's, scored on the part that is compensated on; one that builds on a criterion (an option `within`) builds on
             the scores at hand, unless its text names another; one that can leave kinds of groups out (`kinds`) leaves out what the search
             does not prune.
-        criteria: whether tries of other criteria are made; without them every plan comes from the scores at hand.
+        criteria: whether other criteria are tried; without, their tries are made with the scores at hand.
         sure: by how many standard errors of the paired difference a later try must be better than the first. Divergences have heavy tails:
             at two, tries that were a third better were refused on digits.
         margin: by what share of the first's loss it must be better, too, where the data reach none of the classes; in proportion less where
@@ -82,8 +82,8 @@ class SearchTrial(BudgetedSearch):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "tries", (self.tries,) if isinstance(self.tries, str) else tuple(self.tries))
-        if not self._made():
-            raise ValueError("tries names at least one way" + ("" if self.criteria else " for the scores at hand"))
+        if not self.tries:
+            raise ValueError("tries names at least one way")
 
     def apply(self, state: State) -> State:
         """The best plan; losses of all are in its provenance.
@@ -153,7 +153,9 @@ class SearchTrial(BudgetedSearch):
 
     def _made(self) -> tuple[str, ...]:
         """The tries that are made."""
-        return tuple(text for text in self.tries if self.criteria or not _TRY.fullmatch(text))
+        if self.criteria:
+            return self.tries
+        return tuple(dict.fromkeys(found.group(2).strip() if (found := _TRY.fullmatch(text)) else text for text in self.tries))
 
     def _parsed(self, text: str, program: Program, scores: Scores) -> tuple[ScorePass | None, SearchRank]:
         """The criterion of a try, None for the scores at hand, and its search."""

@@ -17,7 +17,7 @@ from optin_fx.errors import PipelineError
 from optin_fx.outputs import OutputTerm, coverage
 from optin_fx.passes import search_trial
 from optin_fx.passes.score_joint import ScoreJoint
-from optin_fx.passes.search_trial import SearchTrial, chosen
+from optin_fx.passes.search_trial import chosen
 from optin_fx.pipeline import State, find_pass
 from optin_fx.testing import published
 
@@ -178,15 +178,21 @@ def test_pruning_tries_where_it_compensates(state: State) -> None:
     assert "reconstruction:" in ofx.prune(state.program, **given).plan.provenance["tries"]
     asked = ofx.prune(state.program, **given, score="magnitude").plan.provenance
     assert asked["search"].startswith("search-trial")
-    default = {name for name in SearchTrial().tries if ":" not in name}
-    assert asked["tries"].keys() <= {name or "defaults" for name in default}
+    assert asked["tries"].keys() <= {"discount=1", "defaults", "balance=0.5"}
     assert ofx.prune(state.program, **given, balance=0.5).plan.provenance["search"] == "search-rank{narrowed=True, balance=0.5}"
     assert ofx.prune(state.program, **given, compensate="none").plan.provenance["search"].startswith("search-rank")
 
 
-def test_tries_of_criteria_alone_need_criteria() -> None:
-    with pytest.raises(PipelineError, match="for the scores at hand"):
-        find_pass("trial", "search", tries="magnitude:", criteria=False)
+def test_without_other_criteria_their_tries_are_made_with_the_scores_at_hand(state: State) -> None:
+    options = {"budget": "flops <= 40%", "sure": 0.0, "margin": 0.0}
+    others = ("wanda: discount=1", "", "magnitude: balance=0.9", "reconstruction:")
+    one = find_pass("trial", "search", tries=others, criteria=False, **options).apply(state).plan
+    two = find_pass("trial", "search", tries=("discount=1", "", "balance=0.9"), **options).apply(state).plan
+    assert one is not None
+    assert two is not None
+    assert one.provenance["tries"] == two.provenance["tries"]
+    with pytest.raises(PipelineError, match="at least one way"):
+        find_pass("trial", "search", tries=())
 
 
 def test_it_needs_a_compensation_to_try_with(state: State) -> None:
