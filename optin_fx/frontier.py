@@ -31,8 +31,8 @@ class Functional(Runner):
 class Frontier:
     """The dense program's values of one batch before a node, as far as anything from there on reads them.
 
-    Groups are to be taken in the order of `place`. A program with an op that writes into a tensor and has no counterpart that does not is
-    run from its beginning every time, as nobody could tell what that spoils.
+    Groups are to be taken in the order of their `places`. A program with an op that writes into a tensor and has no counterpart that does
+    not is run from its beginning every time, as nobody could tell what that spoils.
 
     Args:
         program, batch: what is run.
@@ -70,7 +70,7 @@ class Frontier:
 
 
 def places(program: Program) -> dict[str, int]:
-    """By group, the number of the first node that reads its units; of groups that nothing reads, the number of nodes."""
+    """By group, the number of the first node that reads its units; of groups that nothing reads, that of the output."""
     analysis = analyse(program)
     names, found = leaf_names(analysis), dict[str, int]()
     order = {node.name: i for i, node in enumerate(program.graph_module.graph.nodes)}
@@ -78,4 +78,4 @@ def places(program: Program) -> dict[str, int]:
         for leaf in (leaf for reader in readers for leaf in reader.leaves):
             if leaf in names:
                 found[names[leaf]] = min(found.get(names[leaf], len(order)), order[node])
-    return {g.name: found.get(g.name, len(order)) for g in group(program).free}
+    return {g.name: found.get(g.name, len(order) - 1) for g in group(program).free}

@@ -15,7 +15,7 @@ from optin_fx.execution import accumulate
 from optin_fx.finite import refuse_non_finite
 from optin_fx.frontier import Frontier, Functional, places
 from optin_fx.groups import group, leaf_of
-from optin_fx.interpreter import Runner
+from optin_fx.interpreter import Runner, device_of
 from optin_fx.outputs import divergence, output_terms
 from optin_fx.pipeline import ScorePass, find_criterion, scores_within
 from optin_fx.program import Program
@@ -64,6 +64,7 @@ class ScoreJoint(ScorePass):
     kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", (self.kinds,) if isinstance(self.kinds, str) else tuple(self.kinds))
         if self.allocate not in ("even", "within"):
             raise ValueError("allocate is even or within")
         if not self.shares or list(self.shares) != sorted(set(self.shares)) or not 0 < self.shares[0] <= self.shares[-1] < 1:
@@ -154,7 +155,8 @@ class _Without(Functional):
 
     def __init__(self, program: Program, name: str, gone: torch.Tensor, statistics: Statistics | None, ridge: float) -> None:
         extent = next(g.extent for g in group(program).free if g.name == name)
-        super().__init__(program, gates={name: torch.ones(extent).index_fill_(0, gone.cpu(), 0.0)})
+        gate = torch.ones(extent, device=device_of(program))
+        super().__init__(program, gates={name: gate.index_fill_(0, gone.to(gate.device), 0.0)})
         self.mixes: dict[Place, Mix] = {}
         leaf = leaf_of(self.analysis, name)
         for moments in statistics.consumers if statistics else ():

@@ -77,7 +77,7 @@ def test_groups_of_other_kinds_keep_what_they_had() -> None:
     program = published.program("minilm", brief=True)
     data = [ofx.Batch(program.args, program.kwargs)]
     earlier = ofx.score(program, "activation", data)
-    found = ofx.score(program, "joint", data, within="activation", shares=(0.5,), kinds=("head",), allocate="within")
+    found = ofx.score(program, "joint", data, within="activation", shares=(0.5,), kinds="head", allocate="within")
     for g in ofx.group(program).free:
         same = torch.equal(found[g.name], earlier[g.name])
         assert same == (g.kind != "head"), g.name
