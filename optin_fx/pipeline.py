@@ -271,7 +271,7 @@ def scores_within(step: ScorePass, program: Program, batches: Sequence[Batch], e
 
 def _options(text: str, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for item in re.split(r",(?![^(\[]*[)\]])", text) if text.strip() else ():
+    for item in parts_of(text, ",") if text.strip() else ():
         key, equals, value = item.partition("=")
         if not equals:
             raise PipelineError(f"cannot read the option {item.strip()!r} of {name}", fix="write option=value")
@@ -282,7 +282,22 @@ def _options(text: str, name: str) -> dict[str, Any]:
     return found
 
 
+def parts_of(text: str, at: str) -> list[str]:
+    """The parts of a text between the separators that are neither within brackets nor within quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote or character in "'\"":
+            quote = "" if character == quote else quote or character
+        else:
+            depth += (character in "([{") - (character in ")]}")
+        if character == at and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
 def parse_pipeline(text: str | Iterable[str | Pass]) -> Pipeline:
     """A pipeline from `score-fisher | search-rank{budget=...}` or from a sequence of passes and their texts."""
-    items = re.split(r"\|(?![^{]*\})", text) if isinstance(text, str) else text
+    items = parts_of(text, "|") if isinstance(text, str) else text
     return Pipeline(tuple(find_pass(item) for item in items))

@@ -18,18 +18,15 @@ from optin_fx.interpreter import Runner, flat_inputs
 from optin_fx.outputs import coverage, divergence, output_terms
 from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct, find_compensation
 from optin_fx.passes.search_rank import SearchRank
-from optin_fx.pipeline import ScorePass, State, find_criterion, find_pass, registered_passes
+from optin_fx.pipeline import ScorePass, State, find_criterion, find_pass, parts_of, registered_passes
 from optin_fx.plan import Plan
 from optin_fx.program import Program
 from optin_fx.reconstruction import reconstruct
 from optin_fx.scores import Scores
 from optin_fx.space import BudgetedSearch
 
-MEASURED = "joint{shares=(0.4, 0.8), measured=32, allocate=within}"
-"""How many of a group's units can go is measured at two shares; which ones, and what each is worth, the scores at hand say."""
-
-_TRY = re.compile(r"\s*([\w-]+(?:\{[^}]*\})?)\s*:(.*)")
-"""A criterion with or without options, and what comes after the colon."""
+_CRITERION = re.compile(r"\s*[\w-]+(\{.*\})?\s*")
+"""A criterion with or without options."""
 
 _WITHIN = re.compile(r"\bwithin\s*=")
 """In the options of a criterion: it says what it builds on."""
@@ -70,7 +67,7 @@ class SearchTrial(BudgetedSearch):
         budget, kinds, freeze, widths, min_keep, min_width, align: see `BudgetedSearch`.
     """
 
-    tries: tuple[str, ...] = (f"{MEASURED}: discount=1", "", f"{MEASURED}: balance=0.5", "reconstruction:")
+    tries: tuple[str, ...] = ("discount=1", "", "balance=0.5", "reconstruction:")
     sure: float = 1.0
     margin: float = 0.1
     compensate: str = "rewrite-reconstruct{ratios=(0.001, 0.1)}"
@@ -155,11 +152,11 @@ class SearchTrial(BudgetedSearch):
         """The tries that are made."""
         if self.criteria:
             return self.tries
-        return tuple(dict.fromkeys(found.group(2).strip() if (found := _TRY.fullmatch(text)) else text for text in self.tries))
+        return tuple(dict.fromkeys(_named(text)[1] for text in self.tries))
 
     def _parsed(self, text: str, program: Program, scores: Scores) -> tuple[ScorePass | None, SearchRank]:
         """The criterion of a try, None for the scores at hand, and its search."""
-        criterion, options = found.groups() if (found := _TRY.fullmatch(text)) else (None, text)
+        criterion, options = _named(text)
         own = {option.name: getattr(self, option.name) for option in fields(BudgetedSearch)}
         step = find_pass(f"search-{'steps' if _STEPS.search(options) else 'rank'}{{{options}}}", "search", **own)
         assert isinstance(step, SearchRank)
@@ -176,6 +173,12 @@ class SearchTrial(BudgetedSearch):
         if "within" in options and not _WITHIN.search(text) and scores.additive and own != found.name() and own in registered_passes():
             found = replace(found, within=scores.method)  # type: ignore[call-arg]
         return found
+
+
+def _named(text: str) -> tuple[str | None, str]:
+    """The criterion of a try, None where it names none, and its options of the search."""
+    first, *rest = parts_of(text, ":")
+    return (first.strip(), rest[0].strip()) if len(rest) == 1 and _CRITERION.fullmatch(first) else (None, text)
 
 
 def chosen(losses: Mapping[str, torch.Tensor], sure: float, margin: float) -> str:

@@ -47,6 +47,10 @@ def test_text_form_reads_back() -> None:
     for text in ("score-fisher{draws=2, labels=sampled}", "search-rank{budget=flops <= 40%, kinds=('head', 'neuron')}", "rewrite-slice"):
         step = find_pass(text)
         assert find_pass(str(step)) == step
+    nested = "score-joint{within=trajectory-sketch{lam=100, power=0.5}, measured=8}"
+    assert find_pass(nested).within == "trajectory-sketch{lam=100, power=0.5}"  # type: ignore[attr-defined]
+    tries = "search-trial{tries=('joint{shares=(0.4, 0.8), kinds=head}: discount=1', '')}"
+    assert [str(step) for step in parse_pipeline(f"{nested} | {tries}").passes] == [nested, tries]
     assert find_pass("fisher", "score") == find_pass("score-fisher")
     assert str(find_pass("trajectory-sketch{probes=3}", "score")) == "score-trajectory-sketch{probes=3}"
 

@@ -89,7 +89,10 @@ def test_the_try_of_least_divergence_is_kept(state: State) -> None:
 def test_a_criterion_that_builds_on_another_builds_on_the_scores_at_hand(state: State) -> None:
     fisher = replace(state, scores=ofx.score(state.program, "fisher{labels=sampled}", state.data))
     budget, seen = "flops <= 40%", parted(state.program, state.data, 128)[0]
-    for text, within in (("reconstruction:", "fisher{labels=sampled}"), ("reconstruction{within=wanda}:", "wanda")):
+    for text, within in (
+        ("reconstruction:", "fisher{labels=sampled}"),
+        ("reconstruction{within=wanda{normalise=none}}:", "wanda{normalise=none}"),
+    ):
         plan = find_pass("trial", "search", budget=budget, tries=(text,)).apply(fisher).plan
         assert fisher.scores is not None
         found = find_pass("reconstruction", "score", within=within).apply(replace(fisher, data=seen))
