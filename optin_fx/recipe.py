@@ -11,7 +11,7 @@ import torch
 
 from optin_fx.budget import Budget, parse_budget
 from optin_fx.data import Batch, batches_of
-from optin_fx.errors import BudgetError, PlanError
+from optin_fx.errors import BudgetError, PipelineError, PlanError
 from optin_fx.groups import group
 from optin_fx.pipeline import Pass, Pipeline, State, find_pass
 from optin_fx.plan import Plan, make_plan
@@ -119,9 +119,16 @@ def searching_pass(search: str | Pass, narrow: bool, **search_options: Any) -> P
     """The pass that the argument `search` of `prune` names, whose budget counts on narrowing if that is to come.
 
     Raises:
-        PipelineError: there is none of that name, or it has not such an option.
+        PipelineError: there is none of that name, it has not such an option, or it counts on narrowing that is not to come.
     """
     found = find_pass(search, "search", **search_options)
+    if not narrow and getattr(found, "narrowed", False):
+        raise PipelineError(
+            "the search counts on rows that are not computed, and narrowing is off",
+            at=str(found),
+            so="the smaller program would cost more than the budget",
+            fix="leave narrow at True, or search with narrowed=False",
+        )
     counts = narrow and isinstance(found, BudgetedSearch) and not isinstance(search, Pass)
     return replace(found, narrowed=True) if counts else found  # type: ignore[call-arg]
 

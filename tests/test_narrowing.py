@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import optin_fx as ofx
 from optin_fx import closed_loop
 from optin_fx.budget import parse_budget
+from optin_fx.errors import PipelineError
 from optin_fx.latency_table import Curve, LatencyTable
 from optin_fx.narrowing import narrow
 from optin_fx.pipeline import State, find_pass, parse_pipeline
@@ -243,6 +244,12 @@ def test_the_module_that_was_pruned_is_cut_to_the_same(data: list[Tensor]) -> No
     result.apply_to(model)
     with torch.no_grad():
         assert torch.allclose(model(data[0]), result.program(data[0]), atol=1e-5)
+
+
+def test_a_search_that_counts_on_it_needs_it(model: nn.Module, data: list[Tensor]) -> None:
+    search = find_pass("rank{narrowed=True}", "search")
+    with pytest.raises(PipelineError, match="narrowing is off"):
+        ofx.prune(model, (data[0],), data=data, score="magnitude", search=search, compensate="none", narrow=False)
 
 
 def test_as_a_pass(model: nn.Module, data: list[Tensor]) -> None:
