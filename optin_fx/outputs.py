@@ -83,10 +83,11 @@ def coverage(terms: Sequence[OutputTerm], outputs: Sequence[Sequence[Any]]) -> f
     """
     least = 1.0
     for term in terms:
-        values = [flat[term.index].movedim(term.classes, -1).float() for flat in outputs]
+        values = [flat[term.index].movedim(term.classes, -1) for flat in outputs]
         if term.kind == "logits" and len({value.shape[-1] for value in values}) == 1:
             rows = sum(value[..., 0].numel() for value in values)
-            mean = torch.stack([F.softmax(value, dim=-1).reshape(-1, value.shape[-1]).double().sum(0) for value in values]).sum(0) / rows
+            sums = [F.softmax(value.float(), dim=-1).reshape(-1, value.shape[-1]).sum(0, dtype=torch.float64) for value in values]
+            mean = torch.stack(sums).sum(0) / rows
             least = min(least, 1 / (len(mean) * float(mean.square().sum())))
     return least
 
