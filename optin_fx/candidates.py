@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,9 @@ from torch.utils import _pytree as pytree
 from optin_fx.analysis import analyse
 from optin_fx.available import bytes_to_use
 from optin_fx.data import Batch, has_fixed_rows, rows, take
-from optin_fx.dims import Axis
 from optin_fx.finite import refuse_non_finite
-from optin_fx.groups import Group, group, leaf_names
+from optin_fx.frontier import first_reads
+from optin_fx.groups import Group, group
 from optin_fx.interpreter import device_of
 from optin_fx.offload import store_of
 from optin_fx.products import packed_bytes
@@ -114,22 +114,11 @@ def stack(batch: Batch, times: int) -> Batch:
 
 def in_graph_order(program: Program, free: Sequence[Group]) -> list[Group]:
     """Groups by the first node that reads them."""
-    names: Mapping[Axis, str] = leaf_names(analyse(program))
-    order = {node.name: i for i, node in enumerate(program.graph_module.graph.nodes)}
-    first: dict[str, int] = {}
-    for consumer in analyse(program).consumers():
-        for leaf in consumer.leaves:
-            first.setdefault(names.get(leaf, ""), order[consumer.node])
-    return sorted(free, key=lambda g: first.get(g.name, len(order)))
+    at = first_reads(program, analyse(program).consumers())
+    return sorted(free, key=lambda g: at.get(g.name, len(program.graph_module.graph.nodes)))
 
 
 def work_behind(program: Program) -> dict[str, float]:
     """By group, the share of the graph's nodes behind its first consumer: about what measuring one unit costs, for the time left."""
-    nodes = list(program.graph_module.graph.nodes)
-    order = {node.name: i for i, node in enumerate(nodes)}
-    found: dict[str, float] = {}
-    for consumer in analyse(program).consumers():
-        for leaf in consumer.leaves:
-            name = leaf_names(analyse(program)).get(leaf, "")
-            found.setdefault(name, 1.0 - order[consumer.node] / len(nodes))
-    return found
+    count = len(program.graph_module.graph.nodes)
+    return {name: 1.0 - place / count for name, place in first_reads(program, analyse(program).consumers()).items()}

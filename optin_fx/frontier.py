@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import fx
 
-from optin_fx.analysis import analyse
+from optin_fx.analysis import Consumer, analyse
 from optin_fx.data import Batch
 from optin_fx.groups import group, leaf_names
 from optin_fx.interpreter import Runner, flat_inputs, readers_by_node
@@ -28,6 +30,35 @@ class Functional(Runner):
         return super().call_function(self.instead or target, args, kwargs)
 
 
+class InOrder:
+    """A program's nodes with the inputs of one batch, to be run a stretch at a time.
+
+    Args:
+        program, batch: what is run.
+    """
+
+    def __init__(self, program: Program, batch: Batch) -> None:
+        self.nodes = list(program.graph_module.graph.nodes)
+        placeholders = [node for node in self.nodes if node.op == "placeholder"]
+        self.inputs = dict(zip(placeholders, flat_inputs(program, batch), strict=True))
+        self.last = {value: i for i, node in enumerate(self.nodes) for value in node.all_input_nodes}
+
+    def run(self, runner: Runner, values: dict[fx.Node, Any], stretch: range, keep: Callable[[fx.Node], bool] = lambda node: False) -> Any:
+        """Run the nodes of these numbers on values by node; what no later node reads is dropped, unless it is to be kept.
+
+        Returns what the last of them gives.
+        """
+        runner.env, result = values, None
+        with torch.no_grad():
+            for i in stretch:
+                node = self.nodes[i]
+                values[node] = result = self.inputs[node] if node in self.inputs else runner.run_node(node)
+                for value in {node, *node.all_input_nodes}:
+                    if self.last.get(value, -1) <= i and not keep(value):
+                        values.pop(value, None)
+        return result
+
+
 class Frontier:
     """The dense program's values of one batch before a node, as far as anything from there on reads them.
 
@@ -39,43 +70,35 @@ class Frontier:
     """
 
     def __init__(self, program: Program, batch: Batch) -> None:
-        self.runner, self.nodes = Functional(program), list(program.graph_module.graph.nodes)
-        placeholders = [node for node in self.nodes if node.op == "placeholder"]
-        self.inputs = dict(zip(placeholders, flat_inputs(program, batch), strict=True))
-        self.last = {value: i for i, node in enumerate(self.nodes) for value in node.all_input_nodes}
-        self.moves = all(mutated(node) is None or without_writing(node) is not None for node in self.nodes)
+        self.runner, self.whole = Functional(program), InOrder(program, batch)
+        self.moves = all(mutated(node) is None or without_writing(node) is not None for node in self.whole.nodes)
         self.at, self.values = 0, dict[fx.Node, Any]()
 
     def advance(self, place: int) -> None:
         """Let the dense program run up to the node of that number, which is not run."""
         if self.moves and place > self.at:
-            self._run(self.runner, self.values, self.at, place)
+            self.whole.run(self.runner, self.values, range(self.at, place))
             self.at = place
 
     def onward(self, runner: Functional) -> list[Any]:
         """The flat outputs of the program with a runner's gates, all of which act behind this place."""
-        outputs = self._run(runner, dict(self.values), self.at, len(self.nodes))
+        outputs = self.whole.run(runner, dict(self.values), range(self.at, len(self.whole.nodes)))
         return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
 
-    def _run(self, runner: Functional, values: dict[fx.Node, Any], start: int, stop: int) -> Any:
-        """Run nodes by number; values that none behind them reads are dropped."""
-        runner.env, result = values, None
-        with torch.no_grad():
-            for i, node in enumerate(self.nodes[start:stop], start):
-                values[node] = result = self.inputs[node] if node in self.inputs else runner.run_node(node)
-                for value in {node, *node.all_input_nodes}:
-                    if self.last.get(value, -1) <= i:
-                        values.pop(value, None)
-        return result
+
+def first_reads(program: Program, readers: Iterable[Consumer]) -> dict[str, int]:
+    """By group, the number of the first node among some readers of units; groups that none of them reads are left out."""
+    names = leaf_names(analyse(program))
+    order = {node.name: i for i, node in enumerate(program.graph_module.graph.nodes)}
+    found: dict[str, int] = {}
+    for reader in readers:
+        for name in {names[leaf] for leaf in reader.leaves if leaf in names}:
+            found[name] = min(found.get(name, len(order)), order[reader.node])
+    return found
 
 
 def places(program: Program) -> dict[str, int]:
-    """By group, the number of the first node that reads its units; of groups that nothing reads, that of the output."""
-    analysis = analyse(program)
-    names, found = leaf_names(analysis), dict[str, int]()
-    order = {node.name: i for i, node in enumerate(program.graph_module.graph.nodes)}
-    for node, readers in readers_by_node(analysis).items():
-        for leaf in (leaf for reader in readers for leaf in reader.leaves):
-            if leaf in names:
-                found[names[leaf]] = min(found.get(names[leaf], len(order)), order[node])
-    return {g.name: found.get(g.name, len(order) - 1) for g in group(program).free}
+    """By group, the number of the first node that a gate of it acts on; of groups that nothing reads, that of the output."""
+    found = first_reads(program, chain.from_iterable(readers_by_node(analyse(program)).values()))
+    output = len(program.graph_module.graph.nodes) - 1
+    return {g.name: found.get(g.name, output) for g in group(program).free}

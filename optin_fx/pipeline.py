@@ -260,18 +260,15 @@ def find_criterion(text: str, asked_by: str) -> ScorePass:
 def scores_within(step: ScorePass, program: Program, batches: Sequence[Batch], earlier: Scores | None) -> dict[str, torch.Tensor]:
     """Values of a criterion that another one builds on, `[extent]` float64 by group; earlier scores are taken where they are its."""
     from optin_fx.groups import group
-    from optin_fx.scores import Scores
 
-    fingerprint = group(program).fingerprint
-    if earlier is not None and (earlier.method, earlier.fingerprint) == (str(step), fingerprint):
-        return {name: value.clone() for name, value in earlier.values.items()}
-    values = {name: v.double().cpu() for name, v in step.score(program, batches).items() if not name.startswith("extra/")}
-    return dict(Scores(values, str(step), fingerprint, step.additive).normalised(step.normalise, program).values)
+    if earlier is None or (earlier.method, earlier.fingerprint) != (str(step), group(program).fingerprint):
+        earlier = step._scores(program, step.score(program, batches), {})
+    return {name: value.clone() for name, value in earlier.values.items()}
 
 
 def _options(text: str, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for item in parts_of(text, ",") if text.strip() else ():
+    for item in split_at(text, ",") if text.strip() else ():
         key, equals, value = item.partition("=")
         if not equals:
             raise PipelineError(f"cannot read the option {item.strip()!r} of {name}", fix="write option=value")
@@ -282,7 +279,7 @@ def _options(text: str, name: str) -> dict[str, Any]:
     return found
 
 
-def parts_of(text: str, at: str) -> list[str]:
+def split_at(text: str, at: str) -> list[str]:
     """The parts of a text between the separators that are neither within brackets nor within quotes."""
     parts, depth, quote = [""], 0, ""
     for character in text:
@@ -299,5 +296,5 @@ def parts_of(text: str, at: str) -> list[str]:
 
 def parse_pipeline(text: str | Iterable[str | Pass]) -> Pipeline:
     """A pipeline from `score-fisher | search-rank{budget=...}` or from a sequence of passes and their texts."""
-    items = parts_of(text, "|") if isinstance(text, str) else text
+    items = split_at(text, "|") if isinstance(text, str) else text
     return Pipeline(tuple(find_pass(item) for item in items))

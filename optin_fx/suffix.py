@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 from optin_fx.analysis import analyse
 from optin_fx.data import Batch
 from optin_fx.differences import Walk
-from optin_fx.frontier import Functional
-from optin_fx.interpreter import Runner, flat_inputs, readers_by_node
+from optin_fx.frontier import Functional, InOrder
+from optin_fx.interpreter import Runner, readers_by_node
 from optin_fx.linearity import BIAS, JOINS, Carries, carries, mutated, op_name, sharing_memory, without_writing
 from optin_fx.products import Products
 from optin_fx.program import Program
@@ -47,25 +47,16 @@ class Suffix:
 
     def __init__(self, program: Program, batch: Batch, taps: Sequence[str] = (), precision: str = "full", packed: bool = False) -> None:
         self.program, self.wanted, self.precision = program, frozenset(taps), precision
-        self.runner = Functional(program)
-        self.nodes = list(program.graph_module.graph.nodes)
-        self.last = {value: i for i, node in enumerate(self.nodes) for value in node.all_input_nodes}
+        self.runner, dense = Functional(program), InOrder(program, batch)
+        self.nodes = dense.nodes
         self.carries = {node: carries(node) if _floats(node) else Carries.NOTHING for node in self.nodes}
         self.steps: dict[tuple[str, frozenset[str]], tuple[Step, ...]] = {}
         self.values: dict[fx.Node, Any] = {}
         self.products = Products(precision, packed)
         floats = [t.dtype for t in program.tensors.values() if t.is_floating_point()]
         self.dtype = floats[0] if floats else torch.get_default_dtype()
-        flat = iter(flat_inputs(program, batch))
-        self.runner.env = self.values
-        with torch.no_grad():
-            for i, node in enumerate(self.nodes):
-                self.values[node] = next(flat) if node.op == "placeholder" else self.runner.run_node(node)
-                for value in {node, *node.all_input_nodes}:
-                    if self.last.get(value, -1) <= i and not self._keep(value):
-                        self.values.pop(value, None)
+        found = dense.run(self.runner, self.values, range(len(self.nodes)), self._keep)
         self.tapped = {node.name: self.values[node] for node in self.nodes if node.name in self.wanted}
-        found = self.values[self.nodes[-1]]
         self.outputs: list[Any] = list(found) if isinstance(found, (tuple, list)) else [found]
 
     @property

@@ -82,7 +82,7 @@ class ScoreJoint(ScorePass):
         seen, unseen = parted(program, batches, max(total - self.measured, total // 2))
         statistics = collect(program, seen, gram=True, at=_mixed(program, weakest)) if self.refitted else None
         for name, curve in self._curves(program, unseen, weakest, statistics).items():
-            order = weakest[name].cpu()
+            order = weakest[name]
             slopes = slopes_of([(0, 0.0), *curve], found[name][order] if self.allocate == "within" else torch.ones(len(order)))
             found[name] = torch.empty_like(slopes).index_copy_(0, order, slopes)
         return found
@@ -133,7 +133,7 @@ def slopes_of(curve: Sequence[tuple[int, float]], worth: torch.Tensor) -> torch.
     """
     from scipy.optimize import isotonic_regression
 
-    worth = worth.double().clamp_min(0).cpu()
+    worth = worth.double().clamp_min(0)
     along = torch.empty_like(worth)
     for (start, before), (end, after) in pairwise(curve):
         end_of_part = len(worth) if end == curve[-1][0] else end
@@ -149,7 +149,7 @@ class _Without(Functional):
 
     Args:
         gone: numbers of the units.
-        statistics: with Gram matrices; None to mask only.
+        statistics: of consumers with weights, with Gram matrices; None to mask only.
         ridge: see `ScoreJoint`.
     """
 
@@ -161,10 +161,10 @@ class _Without(Functional):
         leaf = leaf_of(self.analysis, name)
         for moments in statistics.consumers if statistics else ():
             consumer = moments.consumer
-            if leaf in consumer.leaves and self.analysis.applied[consumer.node].is_weighted:
+            if leaf in consumer.leaves:
                 operand = self.analysis.applied[consumer.node].call.operands[consumer.operand]
                 units = unit_of_position(self.analysis.axes[operand.node.name][consumer.dim], leaf)
-                self.mixes[_place(consumer)] = Mix.of(moments, torch.isin(units, gone.cpu()), ridge)
+                self.mixes[_place(consumer)] = Mix.of(moments, torch.isin(units, gone), ridge)
 
     def gated(self, consumer: Consumer, value: torch.Tensor) -> torch.Tensor:
         """The consumer's operand, without what is gone of it."""

@@ -18,7 +18,7 @@ from optin_fx.interpreter import Runner, flat_inputs
 from optin_fx.outputs import coverage, divergence, output_terms
 from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct, find_compensation
 from optin_fx.passes.search_rank import SearchRank
-from optin_fx.pipeline import ScorePass, State, find_criterion, find_pass, parts_of, registered_passes
+from optin_fx.pipeline import ScorePass, State, find_criterion, find_pass, registered_passes, split_at
 from optin_fx.plan import Plan
 from optin_fx.program import Program
 from optin_fx.reconstruction import reconstruct
@@ -177,7 +177,7 @@ class SearchTrial(BudgetedSearch):
 
 def _named(text: str) -> tuple[str | None, str]:
     """The criterion of a try, None where it names none, and its options of the search."""
-    first, *rest = parts_of(text, ":")
+    first, *rest = split_at(text, ":")
     return (first.strip(), rest[0].strip()) if len(rest) == 1 and _CRITERION.fullmatch(first) else (None, text)
 
 
