@@ -13,9 +13,6 @@ from tasks import cache
 
 from optin_fx.files import write_whole
 
-REVISION = "1"
-"""Raise it when code that cells depend on changes what they hold; older cells are then computed again."""
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -27,7 +24,7 @@ class Cell:
         budget: percent of the dense FLOPs.
         seed: of the calibration draw, and of all passes that have one.
         samples: calibration inputs.
-        revision: see `REVISION`.
+        revision: of the task's data, see `Task`.
     """
 
     task: str
@@ -36,7 +33,7 @@ class Cell:
     budget: float
     seed: int
     samples: int
-    revision: str = REVISION
+    revision: str = "1"
 
     @property
     def key(self) -> str:

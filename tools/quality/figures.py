@@ -99,9 +99,9 @@ class Archive:
                 return made
         return kept
 
-    def samples(self, task: str, checkpoint: str) -> set[int]:
-        """With how many calibration inputs there are figures of a task."""
-        return {cell.samples for cell, _, _ in self.entries.values() if (cell.task, cell.checkpoint) == (task, checkpoint)}
+    def cells(self) -> list[Cell]:
+        """The cells, of the first seeds, of which there are figures."""
+        return [cell for cell, _, _ in self.entries.values()]
 
     def _sorted(self) -> list[tuple[Cell, Settings, Figures]]:
         return sorted(self.entries.values(), key=lambda one: (one[0].task, one[0].samples, one[0].pipeline, -one[0].budget))

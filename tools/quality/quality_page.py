@@ -50,7 +50,9 @@ def write(store: Store, page: Path) -> Path:
     parts, plotted = [HEAD], {}
     for name in NAMES:
         metric = task(name).metric
-        known = {result.cell.samples for result in store if result.cell.task == name} | archive.samples(name, checkpoint(name))
+        today = (name, checkpoint(name), task(name).revision)
+        cells = [*(result.cell for result in store), *archive.cells()]
+        known = {cell.samples for cell in cells if (cell.task, cell.checkpoint, cell.revision) == today}
         for samples in sorted(known, key=lambda n: (n != SAMPLES[name], n)):
             lines = lines_of(name, store, archive, samples)
             if lines:

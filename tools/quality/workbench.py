@@ -18,7 +18,7 @@ import optin_fx as ofx
 from optin_fx.data import Batch
 from optin_fx.pipeline import Pass, Pipeline, ScorePass, State
 
-from .cells import Cell, Result, Store, checkpoint, fingerprint
+from .cells import Cell, Result, Store, checkpoint
 from .figures import Archive, Figures
 from .methods import Method, settings, still_mean
 
@@ -62,7 +62,7 @@ class Workbench:
     def cell(self, method: Method, budget: float) -> Cell:
         """What identifies the result of a method at a budget."""
         pipeline = " | ".join(map(str, self.passes(method, budget)))
-        return Cell(self.task.name, checkpoint(self.task.name), pipeline, float(budget), self.seed, self.samples)
+        return Cell(self.task.name, checkpoint(self.task.name), pipeline, float(budget), self.seed, self.samples, self.task.revision)
 
     def find(self, method: Method, budget: float) -> Result | None:
         """The cell of a method at a budget, if it was computed with the options that the method has today."""
@@ -102,7 +102,8 @@ class Workbench:
 
     def scores(self, step: Pass) -> ofx.Scores:
         """The scores of a pass: the same for all budgets and all that follows, so made once and kept."""
-        path = self.store.scores(fingerprint((self.task.name, checkpoint(self.task.name), settings([step]), self.seed, self.samples)))
+        cell = Cell(self.task.name, checkpoint(self.task.name), str(settings([step])), 100.0, self.seed, self.samples, self.task.revision)
+        path = self.store.scores(cell.key)
         if not path.exists():
             start = time.perf_counter()
             made = Pipeline((step,)).run(State(self.dense, self.batches)).scores

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import cache
 
-# What both sides see in number is small, so no photograph, animal or place is on both of them.
+# What both sides see is small in number, so no photograph, animal or place is on both of them.
 CALIBRATION = (
     "astronaut.png",
     "brick.png",
@@ -26,6 +26,26 @@ CALIBRATION = (
     "gravel.png",
     "hubble_deep_field.jpg",
     "retina.jpg",
+    "imagenet_00_243.jpg",
+    "imagenet_01_559.jpg",
+    "imagenet_02_438.jpg",
+    "imagenet_03_990.jpg",
+    "imagenet_04_949.jpg",
+    "imagenet_05_853.jpg",
+    "imagenet_06_609.jpg",
+    "imagenet_07_609.jpg",
+    "imagenet_08_915.jpg",
+    "imagenet_09_455.jpg",
+    "imagenet_10_541.jpg",
+    "imagenet_11_630.jpg",
+    "imagenet_12_741.jpg",
+    "imagenet_13_471.jpg",
+    "imagenet_14_129.jpg",
+    "imagenet_15_99.jpg",
+    "imagenet_16_251.jpg",
+    "imagenet_17_22.jpg",
+    "imagenet_18_317.jpg",
+    "imagenet_19_305.jpg",
 )
 EVALUATION = (
     "camera.png",

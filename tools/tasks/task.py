@@ -22,12 +22,14 @@ class Task(ABC):
     """A frozen description; nothing is read before a method is called.
 
     `name` is what the command line calls it. `metric` is the key of `evaluate`'s result that tables show first; for
-    every task, more of it is better. `needs_training` is False where the published weights are used as they are.
+    every task, more of it is better. `needs_training` is False where the published weights are used as they are. `revision` is raised when
+    a task's data change: figures of other data are not shown beside those of today's.
     """
 
     name: ClassVar[str]
     metric: ClassVar[str]
     needs_training: ClassVar[bool] = True
+    revision: ClassVar[str] = "1"
 
     @abstractmethod
     def model(self) -> nn.Module:
