@@ -73,10 +73,11 @@ def divergence(terms: Sequence[OutputTerm], outputs: Sequence[Any], dense: Seque
 
 
 def coverage(terms: Sequence[OutputTerm], outputs: Sequence[Sequence[Any]]) -> float:
-    """What part of a model's classes some data reach: effective number of classes of the mean prediction by their number, 0 to 1.
+    """What part of a model's classes some data reach, 0 to 1: 1 is what as many independent samples of equally likely classes would reach.
 
-    That number is the reciprocal of the sum of squared shares (Simpson's index), which long tails of small probabilities hardly change. The
-    least of several outputs counts; features, and classes whose number differs between batches (positions), count 1.
+    Reached is the effective number of classes of the mean prediction, the reciprocal of the sum of squared shares (Simpson's index), which
+    long tails of small probabilities hardly change; `n` samples of `k` classes would have `1 / (1 / n + 1 / k)`. The least of several
+    outputs counts; features, and classes whose number differs between batches (positions), count 1.
 
     Args:
         outputs: flat outputs of each batch.
@@ -88,7 +89,7 @@ def coverage(terms: Sequence[OutputTerm], outputs: Sequence[Sequence[Any]]) -> f
             rows = sum(value[..., 0].numel() for value in values)
             sums = [F.softmax(value.float(), dim=-1).reshape(-1, value.shape[-1]).sum(0, dtype=torch.float64) for value in values]
             mean = torch.stack(sums).sum(0) / rows
-            least = min(least, 1 / (len(mean) * float(mean.square().sum())))
+            least = min(least, (1 / rows + 1 / len(mean)) / float(mean.square().sum()))
     return least
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,7 +36,8 @@ class ScoreReconstruction(ScorePass):
     comparable to second order. As that neglects what errors of several rows do together, each group's curve is scaled so that its
     single-unit losses without any compensation sum to those of `within`, a criterion that measures at the gates. Groups
     without a consumer that can be refitted keep that criterion's scores.
-    Cost: `within`; one forward and backward, one forward for covariances, O(d^3) per consumer of d inputs.
+    Cost: `within`, unless the scores at hand are its; one forward and backward, one forward for covariances, O(d^3) per consumer of d
+    inputs.
 
     Attributes:
         within: criterion that sets the scale between groups; empty for none.
@@ -47,6 +48,7 @@ class ScoreReconstruction(ScorePass):
         chunk: share of a group's units that are removed between two updates of the matrices.
         rows: at most so many rows per batch enter a covariance.
         draws: labels drawn per sample for the gradients.
+        kinds: kinds of groups that are scored so; the others keep the values of `within`. Empty for all.
         seed: of labels and rows.
     """
 
@@ -58,8 +60,10 @@ class ScoreReconstruction(ScorePass):
     rows: int = 4096
     draws: int = 1
     seed: int = 0
+    kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", (self.kinds,) if isinstance(self.kinds, str) else tuple(self.kinds))
         if self.allocate not in ("curve", "within") or (self.allocate == "within" and not self.within):
             raise ValueError("allocate is curve, or within, which needs a criterion")
 
@@ -71,13 +75,16 @@ class ScoreReconstruction(ScorePass):
         """The same; where the earlier scores are those of `within`, they are taken as they are."""
         found = self._within(program, batches, earlier)
         with torch.no_grad():
-            layers = _layers(program)
+            groups = [g for g in group(program).free if not self.kinds or g.kind in self.kinds]
+            leaves = {g.name: leaf_of(analyse(program), g.name) for g in groups}
+            layers = _layers(program, set(leaves.values()))
             features = {node: layer.output_dim(layer.node.meta["val"].dim()) for node, (_, layer) in layers.items()}
             seen = sensitivities(program, batches, features, draws=self.draws, seed=self.seed)
             moments = self._moments(program, batches, layers, seen)
-            for g in group(program).free:
-                leaf = leaf_of(analyse(program), g.name)
-                consumers = [c for node in layers for c in self._consumers(program, leaf, *layers[node], moments[node], seen[node])]
+            for g in groups:
+                consumers = [
+                    c for node in layers for c in self._consumers(program, leaves[g.name], *layers[node], moments[node], seen[node])
+                ]
                 if not consumers:
                     continue
                 order, added = removal_order([c for c, _ in consumers], g.extent, max(1, round(self.chunk * g.extent)))
@@ -157,12 +164,12 @@ class ScoreReconstruction(ScorePass):
         return found
 
 
-def _layers(program: Program) -> dict[str, tuple[Consumer, Layer]]:
-    """Consumers of prunable units whose weights can be solved for, by node, in graph order."""
+def _layers(program: Program, leaves: Set[Axis]) -> dict[str, tuple[Consumer, Layer]]:
+    """Consumers of some groups' units whose weights can be solved for, by node, in graph order."""
     nodes = {node.name: node for node in program.graph_module.graph.nodes}
     found = {}
     for name, consumers in consumers_by_node(analyse(program)).items():
         layer = layer_of(nodes[name], program.graph_module)
-        if isinstance(layer, Layer) and consumers[0].operand == 0:
+        if isinstance(layer, Layer) and consumers[0].operand == 0 and not leaves.isdisjoint(consumers[0].leaves):
             found[name] = (consumers[0], layer)
     return found

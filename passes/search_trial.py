@@ -31,6 +31,9 @@ _CRITERION = re.compile(r"\s*[\w-]+(\{.*\})?\s*")
 _WITHIN = re.compile(r"\bwithin\s*=")
 """In the options of a criterion: it says what it builds on."""
 
+ENOUGH = 0.5
+"""Of what independent samples would reach of a model's classes, the part from which on calibration data show what plans differ in."""
+
 _STEPS = re.compile(r"\bsteps\s*=")
 """In the options of a try: it is made in steps."""
 
@@ -42,9 +45,8 @@ class SearchTrial(BudgetedSearch):
     How much a loss early in a network counts depends on how much of it the refits behind can make up for, and what single scores
     miss of joint losses depends on the network, too. No rule was best on every task (docs/plans.md), but which one is can be seen without
     labels: every plan is sliced and refitted on a part of the calibration data, and the outputs are compared with the dense program's on
-    the rest. The first way stays unless another is clearly better: noise should not decide, and calibration data that reach few of the
-    classes (views of a few photographs) do not show what the last layers are for. By default the first is the way that cuts these least,
-    and leaves most to later refits.
+    the rest. The least loss wins. But data that reach few of the classes (views of a few photographs) do not show what the last layers are
+    for: there, one more way is tried, which cuts these least, and it stays unless another is clearly better.
     Cost: a compensation on `samples` for each distinct plan, and for each criterion a scoring of these samples.
 
     Compared are means of the square root of a sample's divergence (`optin_fx.outputs`: KL of logits, change of direction of features).
@@ -56,23 +58,25 @@ class SearchTrial(BudgetedSearch):
             another criterion's, scored on the part that is compensated on; one that builds on a criterion (an option `within`) builds on
             the scores at hand, unless its text names another; one that can leave kinds of groups out (`kinds`) leaves out what the search
             does not prune.
+        cautious: the try that is made, and first, where the data reach less than half of the classes that independent samples would
+            (`optin_fx.outputs.coverage`); empty for none.
         criteria: whether other criteria are tried; without, their tries are made with the scores at hand.
-        sure: by how many standard errors of the paired difference a later try must be better than the first. Divergences have heavy tails:
-            at two, tries that were a third better were refused on digits.
-        margin: by what share of the first's loss it must be better, too, where the data reach none of the classes; in proportion less where
-            they do (`optin_fx.outputs.coverage`). Samples that are much alike make small differences sure that others do not bear out.
+        sure: by how many standard errors of the paired difference another try must be better than the cautious one.
+        margin: by what share of its loss it must be better, too. Samples that are much alike make differences sure that others do not bear
+            out.
         compensate: the `rewrite-reconstruct` to try with; two candidate ridges are enough to compare plans.
         samples: the tries are compensated on so many samples (whole batches), at most half of all, and compared on the next ones, at
             most twice as many.
         budget, kinds, freeze, widths, min_keep, min_width, align: see `BudgetedSearch`.
     """
 
-    tries: tuple[str, ...] = ("discount=1", "", "balance=0.5", "reconstruction:")
+    tries: tuple[str, ...] = ("", "balance=0.5", "reconstruction:")
     sure: float = 1.0
-    margin: float = 0.1
+    margin: float = 0.25
     compensate: str = "rewrite-reconstruct{ratios=(0.001, 0.1)}"
     samples: int = 128
     criteria: bool = True
+    cautious: str = "discount=1"
 
     reads: ClassVar[tuple[str, ...]] = ("program", "scores", "data")
 
@@ -94,23 +98,25 @@ class SearchTrial(BudgetedSearch):
         batches = batches_of(state.program, state.data, needed_for=self.name())
         seen, unseen = parted(state.program, batches, min(self.samples, sum(map(rows, batches)) // 2))
         unseen = first_batches(unseen, 2 * self.samples)
-        plans = self._plans(state, seen)
-        best = next(iter(plans))
         facts: dict[str, Any] = {"search": str(self), "tries": {}}
+        with torch.no_grad():
+            dense = [Runner(state.program)(batch) for batch in unseen]
+        facts["coverage"] = reached = coverage(output_terms(state.program), dense)
+        careful = bool(self.cautious) and reached < ENOUGH
+        plans = self._plans(state, seen, (self.cautious, *self.tries) if careful else self.tries)
+        best = next(iter(plans))
         if len(plans) > 1:
-            with torch.no_grad():
-                dense = [Runner(state.program)(batch) for batch in unseen]
-            reached = coverage(output_terms(state.program), dense)
             losses = self._losses(state.program, plans, compensation, seen, unseen, dense)
-            best = chosen(losses, self.sure, self.margin * (1 - reached))
-            facts |= {"tries": {name: float(loss.mean()) for name, loss in losses.items()}, "coverage": reached}
+            means = {name: float(loss.mean()) for name, loss in losses.items()}
+            best = chosen(losses, self.sure, self.margin) if careful else min(means, key=lambda name: means[name])
+            facts["tries"] = means
         facts = {**plans[best].provenance, **facts, "tried": best}
         return replace(state, plan=replace(plans[best], provenance=facts))
 
-    def _plans(self, state: State, seen: Sequence[Batch]) -> dict[str, Plan]:
+    def _plans(self, state: State, seen: Sequence[Batch], tries: Sequence[str]) -> dict[str, Plan]:
         """The distinct plans by the names of the tries that came to them first."""
         assert state.scores is not None
-        tries = self._made()
+        tries = tuple(dict.fromkeys(tries if self.criteria else (_named(text)[1] for text in tries)))
         steps = [self._parsed(text, state.program, state.scores) for text in tries]
         scored: dict[ScorePass | None, State] = {None: state}
         plans: dict[str, Plan] = {}
@@ -147,12 +153,6 @@ class SearchTrial(BudgetedSearch):
             give_back()
             losses[name] = torch.cat(found).nan_to_num(nan=1e30, posinf=1e30).clamp_min(0.0).sqrt()
         return losses
-
-    def _made(self) -> tuple[str, ...]:
-        """The tries that are made."""
-        if self.criteria:
-            return self.tries
-        return tuple(dict.fromkeys(_named(text)[1] for text in self.tries))
 
     def _parsed(self, text: str, program: Program, scores: Scores) -> tuple[ScorePass | None, SearchRank]:
         """The criterion of a try, None for the scores at hand, and its search."""

@@ -13,6 +13,7 @@ import optin_fx as ofx
 from optin_fx.data import Batch
 from optin_fx.elimination import Elimination, removal_order, scores_of_curve
 from optin_fx.execution import accumulate, execution
+from optin_fx.testing import published
 
 
 def _problem(seed: int, columns: int, outputs: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,6 +100,19 @@ def test_the_criterions_values_in_the_order_of_removal() -> None:
     alone = ofx.score(program, "trajectory-sketch", data=data)["0:neuron"]
     assert torch.allclose(by_value.sort().values, alone.sort().values)
     assert float(by_curve.sum()) < float(alone.sum())  # refitted neighbours make up for some of it
+
+
+def test_kinds_that_are_not_asked_for_keep_the_values_of_the_criterion_within() -> None:
+    program = published.program("minilm", brief=True)
+    data = [ofx.Batch(program.args, program.kwargs)]
+    alone, both = (ofx.score(program, text, data=data) for text in ("trajectory-sketch", "reconstruction"))
+    some = ofx.score(program, "reconstruction{kinds=neuron}", data=data)
+    kinds = {g.name: g.kind for g in ofx.group(program).free}
+    assert {"head", "neuron"} <= set(kinds.values())
+    for name, kind in kinds.items():
+        assert torch.equal(some[name], (both if kind == "neuron" else alone)[name])
+    heads = [name for name, kind in kinds.items() if kind == "head"]
+    assert not any(torch.equal(both[name], alone[name]) for name in heads)
 
 
 class _Interrupted(Exception):

@@ -92,7 +92,7 @@ def test_bounds_hold_over_all_steps(program: ofx.Program, state: State) -> None:
 
 
 def test_a_try_may_be_made_in_steps(state: State) -> None:
-    plan = find_pass("trial", "search", budget="flops <= 25%", tries=("", "steps=2"), sure=0.0, margin=0.0).apply(state).plan
+    plan = find_pass("trial", "search", budget="flops <= 25%", tries=("", "steps=2"), cautious="").apply(state).plan
     assert plan is not None
     assert list(plan.provenance["tries"]) == ["defaults", "steps=2"]
     assert plan.provenance["tried"] == min(plan.provenance["tries"], key=plan.provenance["tries"].get)

@@ -51,30 +51,36 @@ def test_only_what_is_surely_better_replaces_the_first() -> None:
 def test_few_classes_are_little_coverage() -> None:
     logits, features = OutputTerm(0, "logits", "logits", 1), OutputTerm(1, "1", "features", 1)
     sure = 50.0 * torch.eye(8)
-    for rows, reached in ((range(8), 1.0), (range(4), 0.5), ([3, 3, 3, 3], 0.125)):
+    for rows, reached in ((range(8), 1.0), (range(4), 1.0), ([1, 2, 1, 2, 1, 2, 1, 2], 0.5), ([3, 3, 3, 3], 0.375)):
         outputs = [[sure[list(rows)[:2]], torch.randn(2, 8)], [sure[list(rows)[2:]], torch.randn(len(rows) - 2, 8)]]
         assert coverage([logits, features], outputs) == pytest.approx(reached)
     assert coverage([features], outputs) == 1.0
+    assert coverage([logits], [[sure[:1].expand(1000, -1)]]) == pytest.approx(0.126)
+    assert coverage([logits], [[torch.zeros(2, 8)]]) == 1.0  # undecided: no more than all
     assert coverage([logits], [[sure], [sure[:, :4]]]) == 1.0  # positions: as many as there are tokens
 
 
 def test_a_margin_counts_where_classes_are_not_reached(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"budget": "flops <= 40%", "sure": 0.0, "margin": 1e9}
-    plan = find_pass("trial", "search", tries=("discount=1", "balance=0.9"), **options).apply(state).plan
+    options = {"budget": "flops <= 40%", "sure": 0.0}
+    plan = find_pass("trial", "search", tries=("discount=1", "balance=0.9"), cautious="", **options).apply(state).plan
     assert plan is not None
     worse, better = sorted(plan.provenance["tries"], key=plan.provenance["tries"].get, reverse=True)
-    step = find_pass("trial", "search", tries=(worse, better), **options)
-    for reached, tried in ((0.5, worse), (1.0, better)):
+    for reached, margin, tries, tried in (
+        (0.4, 1e9, [worse, better], worse),
+        (0.4, 0.0, [worse, better], better),
+        (0.5, 1e9, [], better),  # the data show enough: no other way is tried
+    ):
         monkeypatch.setattr(search_trial, "coverage", lambda *_, reached=reached: reached)
-        plan = step.apply(state).plan
+        plan = find_pass("trial", "search", tries=(better,), cautious=worse, margin=margin, **options).apply(state).plan
         assert plan is not None
+        assert list(plan.provenance["tries"]) == tries
         assert plan.provenance["tried"] == tried
         assert plan.provenance["coverage"] == reached
 
 
 def test_the_try_of_least_divergence_is_kept(state: State) -> None:
     tries = ("", "discount=1", "balance=0.9", "discount=0.5")
-    step = find_pass("trial", "search", budget="flops <= 40%", tries=tries, sure=0.0, margin=0.0)
+    step = find_pass("trial", "search", budget="flops <= 40%", tries=tries, cautious="")
     plan = step.apply(state).plan
     assert plan is not None
     losses = plan.provenance["tries"]
@@ -93,7 +99,7 @@ def test_a_criterion_that_builds_on_another_builds_on_the_scores_at_hand(state: 
         ("reconstruction:", "fisher{labels=sampled}"),
         ("reconstruction{within=wanda{normalise=none}}:", "wanda{normalise=none}"),
     ):
-        plan = find_pass("trial", "search", budget=budget, tries=(text,)).apply(fisher).plan
+        plan = find_pass("trial", "search", budget=budget, tries=(text,), cautious="").apply(fisher).plan
         assert fisher.scores is not None
         found = find_pass("reconstruction", "score", within=within).apply(replace(fisher, data=seen))
         want = find_pass("rank", "search", budget=budget).apply(found).plan
@@ -101,10 +107,10 @@ def test_a_criterion_that_builds_on_another_builds_on_the_scores_at_hand(state: 
         assert want is not None
         assert plan.kept == want.kept
     joint = replace(state, scores=ofx.score(state.program, "joint", state.data))
-    assert find_pass("trial", "search", budget=budget, tries=("joint:",)).apply(joint).plan is not None
+    assert find_pass("trial", "search", budget=budget, tries=("joint:",), cautious="").apply(joint).plan is not None
     assert state.scores is not None
     own = replace(state, scores=replace(state.scores, method="measured by hand"))
-    plans = [find_pass("trial", "search", budget=budget, tries=("reconstruction:",)).apply(one).plan for one in (own, state)]
+    plans = [find_pass("trial", "search", budget=budget, tries=("reconstruction:",), cautious="").apply(one).plan for one in (own, state)]
     assert plans[0] is not None
     assert plans[1] is not None
     assert plans[0].kept == plans[1].kept  # within its default criterion, which is the state's
@@ -131,7 +137,7 @@ def test_a_criterion_measures_what_the_search_prunes(monkeypatch: pytest.MonkeyP
 
 def test_other_criteria_are_scored_on_the_part_that_is_compensated_on(state: State) -> None:
     tries = ("discount=1", "magnitude:", "wanda{normalise=mean}: balance=0.5")
-    step = find_pass("trial", "search", budget="flops <= 40%", tries=tries, sure=0.0, margin=0.0, samples=64)
+    step = find_pass("trial", "search", budget="flops <= 40%", tries=tries, cautious="", samples=64)
     seen, _ = parted(state.program, state.data, 64)
     plan = step.apply(state).plan
     carried = annotated_scores(state.program)
@@ -158,7 +164,7 @@ def test_a_try_that_names_nothing_is_refused(state: State, text: str) -> None:
 
 def test_options_of_the_search_hold_in_every_try(state: State) -> None:
     for text in ("", "discount=1"):
-        step = find_pass("trial", "search", budget="flops <= 60%", tries=text, freeze=("0",), align=8)
+        step = find_pass("trial", "search", budget="flops <= 60%", tries=text, cautious="", freeze=("0",), align=8)
         plan = step.apply(state).plan
         assert plan is not None
         assert all(len(units) % 8 == 0 for units in plan.kept.values())
@@ -181,13 +187,13 @@ def test_pruning_tries_where_it_compensates(state: State) -> None:
     assert "reconstruction:" in ofx.prune(state.program, **given).plan.provenance["tries"]
     asked = ofx.prune(state.program, **given, score="magnitude").plan.provenance
     assert asked["search"].startswith("search-trial")
-    assert asked["tries"].keys() <= {"discount=1", "defaults", "balance=0.5"}
+    assert asked["tries"].keys() <= {"defaults", "balance=0.5"}
     assert ofx.prune(state.program, **given, balance=0.5).plan.provenance["search"] == "search-rank{narrowed=True, balance=0.5}"
     assert ofx.prune(state.program, **given, compensate="none").plan.provenance["search"].startswith("search-rank")
 
 
 def test_without_other_criteria_their_tries_are_made_with_the_scores_at_hand(state: State) -> None:
-    options = {"budget": "flops <= 40%", "sure": 0.0, "margin": 0.0}
+    options = {"budget": "flops <= 40%", "cautious": ""}
     others = ("wanda: discount=1", "", "magnitude: balance=0.9", "reconstruction:")
     one = find_pass("trial", "search", tries=others, criteria=False, **options).apply(state).plan
     two = find_pass("trial", "search", tries=("discount=1", "", "balance=0.9"), **options).apply(state).plan

@@ -24,16 +24,15 @@ OURS = {
 """Criteria by name. The last one is, up to the weight of samples, the default score of `ofx.prune`."""
 
 JOINT = "joint{shares=(0.4, 0.8), measured=32, allocate=within}"
-MEASURED = (f"{JOINT}: discount=1", "", f"{JOINT}: balance=0.5", "reconstruction:")
-"""Tries with widths by measured losses, in place of `discount=1` and `balance=0.5` of the scores at hand."""
+MEASURED = f"tries={('', f'{JOINT}: balance=0.5', 'reconstruction:')}, cautious='{JOINT}: discount=1'"
+"""Tries with widths by measured losses, in place of `balance=0.5` and `discount=1` of the scores at hand."""
 
 TRIED = (
     Method("joint + refit", f"score-joint | {RANK} | {REFIT}"),
     Method("trajectory-sketch, in two steps + refit", f"score-trajectory-sketch | search-steps | {REFIT}"),
-    Method("trajectory-sketch, tried + refit", f"score-trajectory-sketch | search-trial{{sure=2.0}} | {REFIT}"),
     Method("by the root of samples, in two steps + refit", f"score-{DEFAULT_SCORE} | search-steps | {REFIT}"),
     Method("by the root of samples + refit", f"score-{DEFAULT_SCORE} | {RANK} | {REFIT}"),
-    Method("measured widths, tried", f"score-{DEFAULT_SCORE} | search-trial{{tries={MEASURED}, narrowed=True}} | {REFIT} | narrow-rows"),
+    Method("measured widths, tried", f"score-{DEFAULT_SCORE} | search-trial{{{MEASURED}, narrowed=True}} | {REFIT} | narrow-rows"),
     Method("default of prune, all rows computed", f"score-{DEFAULT_SCORE} | search-trial | {REFIT}", tasks=("mnist-vit", "reviews")),
     Method("default of prune", f"score-{DEFAULT_SCORE} | search-trial{{narrowed=True}} | {REFIT} | narrow-rows"),
 )

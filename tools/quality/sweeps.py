@@ -74,7 +74,6 @@ SWEEPS = (
             balance_07=_pipeline(search=f"{SEARCH}{{balance=0.7}}"),
             discount_075=_pipeline(search=f"{SEARCH}{{discount=0.75}}"),
             discount_1=_pipeline(search=f"{SEARCH}{{discount=1}}"),
-            tried=_pipeline(search="search-trial{sure=2.0}"),
             default_of_prune_all_rows=_pipeline(f"score-{DEFAULT_SCORE}", "search-trial"),
             kwon=_pipeline(search="search-kwon"),
             knapsack=_pipeline(search="search-knapsack"),
