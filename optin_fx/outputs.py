@@ -75,9 +75,10 @@ def divergence(terms: Sequence[OutputTerm], outputs: Sequence[Any], dense: Seque
 def coverage(terms: Sequence[OutputTerm], outputs: Sequence[Sequence[Any]]) -> float:
     """What part of a model's classes some data reach, 0 to 1: 1 is what as many independent samples of equally likely classes would reach.
 
-    Reached is the effective number of classes of the mean prediction, the reciprocal of the sum of squared shares (Simpson's index), which
-    long tails of small probabilities hardly change; `n` samples of `k` classes would have `1 / (1 / n + 1 / k)`. The least of several
-    outputs counts; features, and classes whose number differs between batches (positions), count 1.
+    Reached is the effective number of classes of the mean prediction: the reciprocal of the sum of its squares (Simpson's index), which
+    long tails of small probabilities hardly change. That sum is expected to be `q / n + (1 - 1 / n) / k` for `n` independent predictions of
+    `k` classes, `q` being the mean sum of squares of one. The least of several outputs counts; features, and classes whose number differs
+    between batches (positions), count 1.
 
     Args:
         outputs: flat outputs of each batch.
@@ -87,10 +88,16 @@ def coverage(terms: Sequence[OutputTerm], outputs: Sequence[Sequence[Any]]) -> f
         values = [flat[term.index].movedim(term.classes, -1) for flat in outputs]
         if term.kind == "logits" and len({value.shape[-1] for value in values}) == 1:
             rows = sum(value[..., 0].numel() for value in values)
-            sums = [F.softmax(value.float(), dim=-1).reshape(-1, value.shape[-1]).sum(0, dtype=torch.float64) for value in values]
-            mean = torch.stack(sums).sum(0) / rows
-            least = min(least, (1 / rows + 1 / len(mean)) / float(mean.square().sum()))
+            means, squares = zip(*map(_shares, values), strict=True)
+            mean, own = torch.stack(means).sum(0) / rows, float(torch.stack(squares).sum()) / rows
+            least = min(least, (own / rows + (1 - 1 / rows) / len(mean)) / float(mean.square().sum()))
     return least
+
+
+def _shares(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a batch's predictions `[..., classes]` their sum, `[classes]`, and the sum of their squares, float64."""
+    shares = F.softmax(logits.float(), dim=-1).reshape(-1, logits.shape[-1])
+    return shares.sum(0, dtype=torch.float64), shares.square_().sum(dtype=torch.float64)
 
 
 def output_terms(program: Program) -> tuple[OutputTerm, ...]:

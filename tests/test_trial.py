@@ -51,11 +51,16 @@ def test_only_what_is_surely_better_replaces_the_first() -> None:
 def test_few_classes_are_little_coverage() -> None:
     logits, features = OutputTerm(0, "logits", "logits", 1), OutputTerm(1, "1", "features", 1)
     sure = 50.0 * torch.eye(8)
-    for rows, reached in ((range(8), 1.0), (range(4), 1.0), ([1, 2, 1, 2, 1, 2, 1, 2], 0.5), ([3, 3, 3, 3], 0.375)):
+    for rows, reached in ((range(8), 1.0), (range(4), 1.0), ([1, 2, 1, 2, 1, 2, 1, 2], 15 / 32), ([3, 3, 3, 3], 11 / 32)):
         outputs = [[sure[list(rows)[:2]], torch.randn(2, 8)], [sure[list(rows)[2:]], torch.randn(len(rows) - 2, 8)]]
         assert coverage([logits, features], outputs) == pytest.approx(reached)
     assert coverage([features], outputs) == 1.0
-    assert coverage([logits], [[sure[:1].expand(1000, -1)]]) == pytest.approx(0.126)
+    assert coverage([logits], [[sure[:1].expand(1000, -1)]]) == pytest.approx(0.125875)
+    torch.manual_seed(0)
+    independent, few = sure[torch.randint(8, (64,))], sure[torch.randint(2, (64,))]
+    for doubt in (1.0, 0.05):  # how sure single predictions are changes little
+        assert coverage([logits], [[doubt * independent]]) == pytest.approx(1.0, abs=0.1)
+    assert coverage([logits], [[few]]) == pytest.approx(0.27, abs=0.02)
     assert coverage([logits], [[torch.zeros(2, 8)]]) == 1.0  # undecided: no more than all
     assert coverage([logits], [[sure], [sure[:, :4]]]) == 1.0  # positions: as many as there are tokens
 
