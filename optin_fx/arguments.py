@@ -34,3 +34,15 @@ def argument_place(node: fx.Node, name: str) -> int | None:
     arguments = node.target._schema.arguments  # type: ignore[union-attr]
     at = next(i for i, a in enumerate(arguments) if a.name == name)
     return None if arguments[at].kwarg_only else at
+
+
+def argument(node: fx.Node, name: str, index: int | None) -> Any:
+    """A named argument of a node; with an index, that entry of it."""
+    return read(node, list(node.args), dict(node.kwargs), name, index)
+
+
+def set_argument(node: fx.Node, name: str, index: int | None, value: Any) -> None:
+    """Give a node another argument; with an index, another entry of it."""
+    args, kwargs = list(node.args), dict(node.kwargs)
+    write(node, args, kwargs, name, index, value)
+    node.args, node.kwargs = tuple(args), kwargs

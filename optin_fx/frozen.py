@@ -14,7 +14,7 @@ from torch import fx
 
 from optin_fx.analysis import Analysis
 from optin_fx.applied import Applied
-from optin_fx.arguments import read
+from optin_fx.arguments import argument
 from optin_fx.dims import leaves, positions
 from optin_fx.plan import Cut
 
@@ -45,11 +45,11 @@ def _standardise(module: fx.GraphModule, node: fx.Node, applied: Applied, cut: C
             module.graph.get_attr(_buffer(module, _taken(value.to(x.dtype), 1, kept), node))
             for value in (mean, (variance + call["eps"]).rsqrt())
         )
-        centred = module.graph.call_function(aten.sub.Tensor, (_argument(node, "input"), centre))
+        centred = module.graph.call_function(aten.sub.Tensor, (argument(node, "input", None), centre))
         value = module.graph.call_function(aten.mul.Tensor, (centred, scale))
         for name, op in (("weight", aten.mul.Tensor), ("bias", aten.add.Tensor)):
-            if _argument(node, name) is not None:
-                affine = module.graph.call_function(aten.reshape.default, (_argument(node, name), [-1, *ones]))
+            if argument(node, name, None) is not None:
+                affine = module.graph.call_function(aten.reshape.default, (argument(node, name, None), [-1, *ones]))
                 value = module.graph.call_function(op, (value, affine))
     node.target, node.args, node.kwargs = value.target, value.args, value.kwargs  # users read it by its name
     module.graph.erase_node(value)
@@ -63,8 +63,8 @@ def _direct(module: fx.GraphModule, node: fx.Node, applied: Applied, cut: Cut) -
     kept = positions(cut.analysis.axes[call.operands[0].node.name][along], cut.units)
     scale = _taken(length.reciprocal().to(v.dtype), along, kept)
     with module.graph.inserting_before(node):
-        unit = module.graph.call_function(aten.mul.Tensor, (_argument(node, "v"), module.graph.get_attr(_buffer(module, scale, node))))
-        gain = _argument(node, "g")
+        unit = module.graph.call_function(aten.mul.Tensor, (argument(node, "v", None), module.graph.get_attr(_buffer(module, scale, node))))
+        gain = argument(node, "g", None)
     node.target, node.args, node.kwargs = aten.mul.Tensor, (unit, gain), {}
 
 
@@ -101,10 +101,6 @@ def _value(analysis: Analysis, node: fx.Node) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _value(analysis, n))
     with torch.no_grad():
         return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def _argument(node: fx.Node, name: str) -> Any:
-    return read(node, list(node.args), dict(node.kwargs), name, None)
 
 
 def _taken(value: torch.Tensor, dim: int, kept: torch.Tensor | None) -> torch.Tensor:

@@ -17,7 +17,7 @@ from torch import fx
 
 from optin_fx.analysis import Consumer
 from optin_fx.applied import Applied
-from optin_fx.arguments import read
+from optin_fx.arguments import argument
 from optin_fx.bilinear import BilinearMoments
 from optin_fx.compensation import Refitted
 from optin_fx.dims import SYMBOLIC, leaves, positions
@@ -112,7 +112,7 @@ def sides_of(cut: Cut, consumer: Consumer, node: fx.Node) -> tuple[Side, Side] |
         for axis in axes:
             if axis.root().size >= SYMBOLIC and any(leaf in cut.kept for leaf in leaves(axis)):
                 return "heads that are cut lie in one dim with the batch"
-        sliced = read(node, list(node.args), dict(node.kwargs), operand.name, operand.index)
+        sliced = argument(node, operand.name, operand.index)
         found.append(Side(number, operand.node, sliced, tuple(own.index(name) for name in order), len(shared)))
     return found[0], found[1]
 

@@ -17,13 +17,14 @@ from torch import fx
 
 from optin_fx.analysis import Analysis, analyse
 from optin_fx.applied import Applied, written_out
+from optin_fx.arguments import argument, set_argument
 from optin_fx.costs import cost
 from optin_fx.dims import SYMBOLIC
 from optin_fx.groups import group
 from optin_fx.linearity import mutated, sharing_memory
 from optin_fx.program import Program
 from optin_fx.retrace import retrace
-from optin_fx.rewriting import argument, editable, resize_call, set_argument, views_may_copy
+from optin_fx.rewriting import editable, resize_call, views_may_copy
 from optin_fx.rulebook import Resized
 from optin_fx.rules.shaping import Scaled
 

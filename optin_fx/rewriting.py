@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from optin_fx.analysis import NORMALISED, flat_outputs
 from optin_fx.applied import Applied, Consumer
-from optin_fx.arguments import read, write
+from optin_fx.arguments import argument, set_argument
 from optin_fx.attributes import assign, attribute, from_memory_order, in_memory_order, storage_key
 from optin_fx.branches import remove_branches
 from optin_fx.dims import Axis, leaves, positions, spread
@@ -289,13 +289,3 @@ def _times(graph: fx.Graph, size: fx.Node, by: Scaled) -> fx.Node:
         return graph.call_function(operator.mul, tuple(fewer if isinstance(arg, int) else arg for arg in size.args))
     size = graph.call_function(operator.mul, (size, by.times)) if by.times != 1 else size
     return graph.call_function(operator.floordiv, (size, by.over)) if by.over != 1 else size
-
-
-def argument(node: fx.Node, name: str, index: int | None) -> Any:
-    return read(node, list(node.args), dict(node.kwargs), name, index)
-
-
-def set_argument(node: fx.Node, name: str, index: int | None, value: Any) -> None:
-    args, kwargs = list(node.args), dict(node.kwargs)
-    write(node, args, kwargs, name, index, value)
-    node.args, node.kwargs = tuple(args), kwargs
