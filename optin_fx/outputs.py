@@ -72,32 +72,52 @@ def divergence(terms: Sequence[OutputTerm], outputs: Sequence[Any], dense: Seque
     return torch.stack(found).double().sum(0)
 
 
-def coverage(terms: Sequence[OutputTerm], outputs: Sequence[Sequence[Any]]) -> float:
+class Coverage:
     """What part of a model's classes some data reach, 0 to 1: 1 is what as many independent samples of equally likely classes would reach.
 
     Reached is the effective number of classes of the mean prediction: the reciprocal of the sum of its squares (Simpson's index), which
     long tails of small probabilities hardly change. That sum is expected to be `q / n + (1 - 1 / n) / k` for `n` independent predictions of
     `k` classes, `q` being the mean sum of squares of one. The least of several outputs counts; features, and classes whose number differs
     between batches (positions), count 1.
-
-    Args:
-        outputs: flat outputs of each batch.
     """
-    least = 1.0
-    for term in terms:
-        values = [flat[term.index].movedim(term.classes, -1) for flat in outputs]
-        if term.kind == "logits" and len({value.shape[-1] for value in values}) == 1:
-            rows = sum(value[..., 0].numel() for value in values)
-            means, squares = zip(*map(_shares, values), strict=True)
-            mean, own = torch.stack(means).sum(0) / rows, float(torch.stack(squares).sum()) / rows
-            least = min(least, (own / rows + (1 - 1 / rows) / len(mean)) / float(mean.square().sum()))
-    return least
+
+    def __init__(self, terms: Sequence[OutputTerm]) -> None:
+        self._seen: dict[OutputTerm, list[_Predictions]] = {term: [] for term in terms if term.kind == "logits"}
+
+    def add(self, outputs: Sequence[Any]) -> None:
+        """Take in a batch's flat outputs."""
+        for term, seen in self._seen.items():
+            found = _Predictions.of(outputs[term.index].movedim(term.classes, -1))
+            if seen and len(seen[-1].sum) == len(found.sum):
+                found = seen.pop() + found
+            seen.append(found)
+
+    @property
+    def value(self) -> float:
+        """Of what was taken in so far."""
+        return min([1.0, *(seen[0].reached for seen in self._seen.values() if len(seen) == 1)])
 
 
-def _shares(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of a batch's predictions `[..., classes]` their sum, `[classes]`, and the sum of their squares, float64."""
-    shares = F.softmax(logits.float(), dim=-1).reshape(-1, logits.shape[-1])
-    return shares.sum(0, dtype=torch.float64), shares.square_().sum(dtype=torch.float64)
+@dataclass(frozen=True)
+class _Predictions:
+    """Of some rows of predictions: how many, their sum `[classes]` and the sum of all squares, float64."""
+
+    rows: int
+    sum: torch.Tensor
+    squares: float
+
+    @classmethod
+    def of(cls, logits: torch.Tensor) -> _Predictions:
+        shares = F.softmax(logits.float(), dim=-1).reshape(-1, logits.shape[-1])
+        return cls(len(shares), shares.sum(0, dtype=torch.float64), float(shares.square_().sum(dtype=torch.float64)))
+
+    def __add__(self, other: _Predictions) -> _Predictions:
+        return _Predictions(self.rows + other.rows, self.sum + other.sum, self.squares + other.squares)
+
+    @property
+    def reached(self) -> float:
+        independent = self.squares / self.rows**2 + (1 - 1 / self.rows) / len(self.sum)
+        return independent / float((self.sum / self.rows).square().sum())
 
 
 def output_terms(program: Program) -> tuple[OutputTerm, ...]:

@@ -46,7 +46,7 @@ def reconstruct(
     with torch.no_grad():
         cut, small = resolve(program, plan), sliced(program, plan)
         due = _due(cut, small, options)
-        with Lockstep(small, program, batches, _room(program)) as both:
+        with Lockstep(small, program, batches, room(program)) as both:
             masks = [token_mask(program, batch) for batch in batches]
             setting = Setting(both, cut, options, batches, masks, _sensitivities(program, small, batches, options, due))
             report = _front_to_back(setting, due)
@@ -156,7 +156,7 @@ def _sensitivities(
     return sensitivities(program, batches, features)
 
 
-def _room(program: Program) -> int:
+def room(program: Program) -> int:
     """Bytes that values may take in memory: what the user allows, else as much as the weights do, if that much is free.
 
     The sliced weights, moments and values then stay below three times the dense weights, and the disk's share of the time is small

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -15,14 +16,15 @@ from optin_fx.data import Batch, batches_of, first_batches, parted, rows
 from optin_fx.freeing import empty, give_back
 from optin_fx.groups import group
 from optin_fx.interpreter import Runner, flat_inputs
-from optin_fx.outputs import coverage, divergence, output_terms
+from optin_fx.outputs import Coverage, divergence, output_terms
 from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct, find_compensation
 from optin_fx.passes.search_rank import SearchRank
 from optin_fx.pipeline import ScorePass, State, find_criterion, find_pass, registered_passes, split_at
 from optin_fx.plan import Plan
 from optin_fx.program import Program
-from optin_fx.reconstruction import reconstruct
+from optin_fx.reconstruction import reconstruct, room
 from optin_fx.scores import Scores
+from optin_fx.shelf import Shelf
 from optin_fx.space import BudgetedSearch
 
 _CRITERION = re.compile(r"\s*[\w-]+(\{.*\})?\s*")
@@ -59,7 +61,7 @@ class SearchTrial(BudgetedSearch):
             the scores at hand, unless its text names another; one that can leave kinds of groups out (`kinds`) leaves out what the search
             does not prune.
         cautious: the try that is made, and first, where the data reach less than half of the classes that independent samples would
-            (`optin_fx.outputs.coverage`); empty for none.
+            (`optin_fx.outputs.Coverage`); empty for none.
         criteria: whether other criteria are tried; without, their tries are made with the scores at hand.
         sure: by how many standard errors of the paired difference another try must be better than the cautious one.
         margin: by what share of its loss it must be better, too. Samples that are much alike make differences sure that others do not bear
@@ -99,19 +101,28 @@ class SearchTrial(BudgetedSearch):
         seen, unseen = parted(state.program, batches, min(self.samples, sum(map(rows, batches)) // 2))
         unseen = first_batches(unseen, 2 * self.samples)
         facts: dict[str, Any] = {"search": str(self), "tries": {}}
-        with torch.no_grad():
-            dense = [Runner(state.program)(batch) for batch in unseen]
-        facts["coverage"] = reached = coverage(output_terms(state.program), dense)
-        careful = bool(self.cautious) and reached < ENOUGH
-        plans = self._plans(state, seen, (self.cautious, *self.tries) if careful else self.tries)
-        best = next(iter(plans))
-        if len(plans) > 1:
-            losses = self._losses(state.program, plans, compensation, seen, unseen, dense)
-            means = {name: float(loss.mean()) for name, loss in losses.items()}
-            best = chosen(losses, self.sure, self.margin) if careful else min(means, key=lambda name: means[name])
-            facts["tries"] = means
+        with closing(Shelf(room(state.program) // 2)) as dense:
+            facts["coverage"] = reached = self._reached(state.program, unseen, dense)
+            careful = bool(self.cautious) and reached < ENOUGH
+            plans = self._plans(state, seen, (self.cautious, *self.tries) if careful else self.tries)
+            best = next(iter(plans))
+            if len(plans) > 1:
+                losses = self._losses(state.program, plans, compensation, seen, unseen, dense)
+                means = {name: float(loss.mean()) for name, loss in losses.items()}
+                best = chosen(losses, self.sure, self.margin) if careful else min(means, key=lambda name: means[name])
+                facts["tries"] = means
         facts = {**plans[best].provenance, **facts, "tried": best}
         return replace(state, plan=replace(plans[best], provenance=facts))
+
+    def _reached(self, program: Program, unseen: Sequence[Batch], dense: Shelf) -> float:
+        """How much of the model's classes the unseen data reach; their dense outputs are put away."""
+        found = Coverage(output_terms(program))
+        for number, batch in enumerate(unseen):
+            with torch.no_grad():
+                outputs = Runner(program)(batch)
+            found.add(outputs)
+            dense.put(number, outputs)
+        return found.value
 
     def _plans(self, state: State, seen: Sequence[Batch], tries: Sequence[str]) -> dict[str, Plan]:
         """The distinct plans by the names of the tries that came to them first."""
@@ -138,17 +149,17 @@ class SearchTrial(BudgetedSearch):
         compensation: RewriteReconstruct,
         seen: Sequence[Batch],
         unseen: Sequence[Batch],
-        dense: Sequence[list[Any]],
+        dense: Shelf,
     ) -> dict[str, torch.Tensor]:
         """Root of the divergence of each unseen sample's outputs after compensation on the seen ones, `[samples]` float64."""
         terms, losses = output_terms(program), {}
         for name, plan in plans.items():
             small, _ = reconstruct(program, plan, seen, compensation)
+            found = []
             with torch.no_grad():
-                found = [
-                    divergence(terms, fx.Interpreter(small).run(*flat_inputs(program, batch), enable_io_processing=False), before).cpu()
-                    for batch, before in zip(unseen, dense, strict=True)
-                ]
+                for number, batch in enumerate(unseen):
+                    outputs = fx.Interpreter(small).run(*flat_inputs(program, batch), enable_io_processing=False)
+                    found.append(divergence(terms, outputs, dense.look(number)).cpu())
             empty(small, program.graph_module)
             give_back()
             losses[name] = torch.cat(found).nan_to_num(nan=1e30, posinf=1e30).clamp_min(0.0).sqrt()

@@ -35,6 +35,9 @@ def test_a_shelf_gives_back_what_it_was_given(tmp_path: Path, monkeypatch: pytes
     assert shelf.held == 2 * 500
     assert len(list(tmp_path.rglob("*.pt"))) == 2
     for number in range(4):
+        assert torch.equal(shelf.look(number)["whole"], torch.arange(100) + number)
+    assert shelf.held == 2 * 500
+    for number in range(4):
         found = shelf.take(number)
         assert torch.equal(found["whole"], torch.arange(100) + number)
         assert torch.equal(found["part"], (torch.arange(10, 20) + number).reshape(2, 5).T)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,8 @@ import optin_fx as ofx
 from optin_fx.annotation import annotated_scores
 from optin_fx.data import batches_of, first_batches, parted
 from optin_fx.errors import PipelineError
-from optin_fx.outputs import OutputTerm, coverage
+from optin_fx.execution import execution
+from optin_fx.outputs import Coverage, OutputTerm
 from optin_fx.passes import search_trial
 from optin_fx.passes.score_joint import ScoreJoint
 from optin_fx.passes.search_trial import chosen
@@ -48,6 +51,13 @@ def test_only_what_is_surely_better_replaces_the_first() -> None:
     assert chosen(losses, 2.0, 0.081) == ""
 
 
+def coverage(terms: Sequence[OutputTerm], outputs: Sequence[Sequence[torch.Tensor]]) -> float:
+    found = Coverage(terms)
+    for flat in outputs:
+        found.add(flat)
+    return found.value
+
+
 def test_few_classes_are_little_coverage() -> None:
     logits, features = OutputTerm(0, "logits", "logits", 1), OutputTerm(1, "1", "features", 1)
     sure = 50.0 * torch.eye(8)
@@ -75,7 +85,7 @@ def test_a_margin_counts_where_classes_are_not_reached(state: State, monkeypatch
         (0.4, 0.0, [worse, better], better),
         (0.5, 1e9, [], better),  # the data show enough: no other way is tried
     ):
-        monkeypatch.setattr(search_trial, "coverage", lambda *_, reached=reached: reached)
+        monkeypatch.setattr(search_trial.Coverage, "value", reached)
         plan = find_pass("trial", "search", tries=(better,), cautious=worse, margin=margin, **options).apply(state).plan
         assert plan is not None
         assert list(plan.provenance["tries"]) == tries
@@ -95,6 +105,19 @@ def test_the_try_of_least_divergence_is_kept(state: State) -> None:
     assert own is not None
     assert plan.kept == own.kept
     assert ofx.cost(ofx.rewrite(state.program, plan)).flops <= 0.4 * ofx.cost(state.program).flops
+
+
+def test_dense_outputs_that_wait_on_disk_change_nothing(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = find_pass("trial", "search", budget="flops <= 40%")
+    plan = step.apply(state).plan
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with execution(memory_limit=1000):  # not one batch of them
+        tight = step.apply(state).plan
+    assert plan is not None
+    assert tight is not None
+    assert tight.provenance["tries"] == plan.provenance["tries"]
+    assert tight.kept == plan.kept
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_criterion_that_builds_on_another_builds_on_the_scores_at_hand(state: State) -> None:
