@@ -74,7 +74,7 @@ SWEEPS = (
             balance_07=_pipeline(search=f"{SEARCH}{{balance=0.7}}"),
             discount_075=_pipeline(search=f"{SEARCH}{{discount=0.75}}"),
             discount_1=_pipeline(search=f"{SEARCH}{{discount=1}}"),
-            default_of_prune_all_rows=_pipeline(f"score-{DEFAULT_SCORE}", "search-trial"),
+            default_of_prune=_pipeline(f"score-{DEFAULT_SCORE}", "search-trial{narrowed=True}", f"{REFIT} | narrow-rows"),
             kwon=_pipeline(search="search-kwon"),
             knapsack=_pipeline(search="search-knapsack"),
             uniform=_pipeline(search="search-uniform"),
