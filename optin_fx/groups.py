@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -81,6 +81,10 @@ class Groups:
     def free(self) -> tuple[Group, ...]:
         """The groups that may shrink."""
         return tuple(group for group in self.groups if group.pinned is None)
+
+    def free_of(self, kinds: Collection[str]) -> tuple[Group, ...]:
+        """The groups of these kinds that may shrink; of all kinds if none is named."""
+        return tuple(group for group in self.free if not kinds or group.kind in kinds)
 
     @property
     def pinned(self) -> tuple[Group, ...]:

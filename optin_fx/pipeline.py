@@ -279,6 +279,13 @@ def _options(text: str, name: str) -> dict[str, Any]:
     return found
 
 
+def as_tuples(step: Pass, *options: str) -> None:
+    """Make tuples of options of a frozen pass that take one text or several."""
+    for name in options:
+        value = getattr(step, name)
+        object.__setattr__(step, name, (value,) if isinstance(value, str) else tuple(value))
+
+
 def split_at(text: str, at: str) -> list[str]:
     """The parts of a text between the separators that are neither within brackets nor within quotes."""
     parts, depth, quote = [""], 0, ""

@@ -13,7 +13,7 @@ from optin_fx.costs import Measure, cost_model
 from optin_fx.errors import BudgetError
 from optin_fx.groups import Group, group
 from optin_fx.narrowing import narrow
-from optin_fx.pipeline import SearchPass, State
+from optin_fx.pipeline import SearchPass, State, as_tuples
 from optin_fx.plan import Plan, make_plan
 from optin_fx.program import Program
 from optin_fx.scores import Scores, check
@@ -146,9 +146,7 @@ class BudgetedSearch(SearchPass):
 
     def __post_init__(self) -> None:
         parse_budget(self.budget)  # refused before anything is scored
-        for name in ("kinds", "freeze"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        as_tuples(self, "kinds", "freeze")
         object.__setattr__(self, "widths", as_widths(self.widths))
 
     def choose(self, space: Space) -> Counts:

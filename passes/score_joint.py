@@ -17,7 +17,7 @@ from optin_fx.frontier import Frontier, Functional, places
 from optin_fx.groups import group, leaf_of
 from optin_fx.interpreter import Runner, device_of
 from optin_fx.outputs import divergence, output_terms
-from optin_fx.pipeline import ScorePass, find_criterion, scores_within
+from optin_fx.pipeline import ScorePass, as_tuples, find_criterion, scores_within
 from optin_fx.program import Program
 from optin_fx.scores import Scores
 from optin_fx.statistics import ConsumerMoments, Statistics, collect
@@ -64,7 +64,7 @@ class ScoreJoint(ScorePass):
     kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kinds", (self.kinds,) if isinstance(self.kinds, str) else tuple(self.kinds))
+        as_tuples(self, "kinds")
         if self.allocate not in ("even", "within"):
             raise ValueError("allocate is even or within")
         if not self.shares or list(self.shares) != sorted(set(self.shares)) or not 0 < self.shares[0] <= self.shares[-1] < 1:
@@ -77,7 +77,7 @@ class ScoreJoint(ScorePass):
     def score_after(self, program: Program, batches: Sequence[Batch], earlier: Scores | None) -> dict[str, torch.Tensor]:
         """The same; where the earlier scores are those of `within`, they are taken as they are."""
         found = self._within(program, batches, earlier)
-        weakest = {g.name: torch.argsort(found[g.name], stable=True) for g in group(program).free if not self.kinds or g.kind in self.kinds}
+        weakest = {g.name: torch.argsort(found[g.name], stable=True) for g in group(program).free_of(self.kinds)}
         total = sum(map(rows, batches))
         seen, unseen = parted(program, batches, max(total - self.measured, total // 2))
         statistics = collect(program, seen, gram=True, at=_mixed(program, weakest)) if self.refitted else None

@@ -17,7 +17,7 @@ from optin_fx.groups import group, leaf_of
 from optin_fx.interpreter import Runner, consumers_by_node
 from optin_fx.masks import token_mask
 from optin_fx.moments import INPUT_SUMS, Moments, input_sums
-from optin_fx.pipeline import ScorePass, find_criterion, scores_within
+from optin_fx.pipeline import ScorePass, as_tuples, find_criterion, scores_within
 from optin_fx.program import Program
 from optin_fx.refittable import Layer, layer_of
 from optin_fx.rows import chosen_rows
@@ -63,7 +63,7 @@ class ScoreReconstruction(ScorePass):
     kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kinds", (self.kinds,) if isinstance(self.kinds, str) else tuple(self.kinds))
+        as_tuples(self, "kinds")
         if self.allocate not in ("curve", "within") or (self.allocate == "within" and not self.within):
             raise ValueError("allocate is curve, or within, which needs a criterion")
 
@@ -75,16 +75,13 @@ class ScoreReconstruction(ScorePass):
         """The same; where the earlier scores are those of `within`, they are taken as they are."""
         found = self._within(program, batches, earlier)
         with torch.no_grad():
-            groups = [g for g in group(program).free if not self.kinds or g.kind in self.kinds]
-            leaves = {g.name: leaf_of(analyse(program), g.name) for g in groups}
+            leaves = {g: leaf_of(analyse(program), g.name) for g in group(program).free_of(self.kinds)}
             layers = _layers(program, set(leaves.values()))
             features = {node: layer.output_dim(layer.node.meta["val"].dim()) for node, (_, layer) in layers.items()}
             seen = sensitivities(program, batches, features, draws=self.draws, seed=self.seed)
             moments = self._moments(program, batches, layers, seen)
-            for g in groups:
-                consumers = [
-                    c for node in layers for c in self._consumers(program, leaves[g.name], *layers[node], moments[node], seen[node])
-                ]
+            for g, leaf in leaves.items():
+                consumers = [c for node in layers for c in self._consumers(program, leaf, *layers[node], moments[node], seen[node])]
                 if not consumers:
                     continue
                 order, added = removal_order([c for c, _ in consumers], g.extent, max(1, round(self.chunk * g.extent)))

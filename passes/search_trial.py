@@ -19,7 +19,7 @@ from optin_fx.interpreter import Runner, flat_inputs
 from optin_fx.outputs import Coverage, divergence, output_terms
 from optin_fx.passes.rewrite_reconstruct import RewriteReconstruct, find_compensation
 from optin_fx.passes.search_rank import SearchRank
-from optin_fx.pipeline import ScorePass, State, find_criterion, find_pass, registered_passes, split_at
+from optin_fx.pipeline import ScorePass, State, as_tuples, find_criterion, find_pass, registered_passes, split_at
 from optin_fx.plan import Plan
 from optin_fx.program import Program
 from optin_fx.reconstruction import reconstruct, room
@@ -84,7 +84,7 @@ class SearchTrial(BudgetedSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "tries", (self.tries,) if isinstance(self.tries, str) else tuple(self.tries))
+        as_tuples(self, "tries")
         if not self.tries:
             raise ValueError("tries names at least one way")
 

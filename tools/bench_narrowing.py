@@ -8,31 +8,29 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
 
 import torch
 from demo_table import table
-from latency.models import MINILM, texts, timm
-from torch import nn
+from latency.models import MINILM, TOKENS, Made, texts, timm
 
 import optin_fx as ofx
 
 ROWS = 8
 
 
-def minilm(tokens: int = 128) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+def minilm() -> Made:
     """transformers' classifier on a BERT of MiniLM's shape."""
     transformers = import_module("transformers")
-    return transformers.BertForSequenceClassification(transformers.BertConfig(**MINILM)), (), texts(ROWS, tokens)
+    return transformers.BertForSequenceClassification(transformers.BertConfig(**MINILM)), (), texts(ROWS, TOKENS)
 
 
-def vit(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-    """A timm classifier, eight pictures."""
-    model, (pictures,), kwargs = timm(name)
-    return model, (pictures[:1].expand(ROWS, -1, -1, -1).contiguous(),), kwargs
+def vit(name: str) -> Made:
+    """A timm classifier on eight pictures."""
+    model, _, kwargs = timm(name)
+    return model, (torch.randn(ROWS, 3, 224, 224),), kwargs
 
 
-MODELS: dict[str, Callable[[], tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]] = {
+MODELS: dict[str, Callable[[], Made]] = {
     "minilm": minilm,
     "vit-tiny": lambda: vit("vit_tiny_patch16_224"),
     "deit-s": lambda: vit("deit_small_patch16_224"),

@@ -48,10 +48,10 @@ def write(store: Store, page: Path) -> Path:
     """Write page, plot and the archive of figures; returns the page."""
     archive = Archive.read(page.with_name(FIGURES))
     parts, plotted = [HEAD], {}
+    cells = [*(result.cell for result in store), *archive.cells()]
     for name in NAMES:
         metric = task(name).metric
         today = (name, checkpoint(name), task(name).revision)
-        cells = [*(result.cell for result in store), *archive.cells()]
         known = {cell.samples for cell in cells if (cell.task, cell.checkpoint, cell.revision) == today}
         for samples in sorted(known, key=lambda n: (n != SAMPLES[name], n)):
             lines = lines_of(name, store, archive, samples)

@@ -61,8 +61,7 @@ class Workbench:
 
     def cell(self, method: Method, budget: float) -> Cell:
         """What identifies the result of a method at a budget."""
-        pipeline = " | ".join(map(str, self.passes(method, budget)))
-        return Cell(self.task.name, checkpoint(self.task.name), pipeline, float(budget), self.seed, self.samples, self.task.revision)
+        return self._cell(" | ".join(map(str, self.passes(method, budget))), float(budget))
 
     def find(self, method: Method, budget: float) -> Result | None:
         """The cell of a method at a budget, if it was computed with the options that the method has today."""
@@ -102,8 +101,7 @@ class Workbench:
 
     def scores(self, step: Pass) -> ofx.Scores:
         """The scores of a pass: the same for all budgets and all that follows, so made once and kept."""
-        cell = Cell(self.task.name, checkpoint(self.task.name), str(settings([step])), 100.0, self.seed, self.samples, self.task.revision)
-        path = self.store.scores(cell.key)
+        path = self.store.scores(self._cell(str(settings([step])), 100.0).key)
         if not path.exists():
             start = time.perf_counter()
             made = Pipeline((step,)).run(State(self.dense, self.batches)).scores
@@ -113,6 +111,9 @@ class Workbench:
         scores = ofx.Scores.load(path)
         self.clock["score"] = float(scores.provenance["seconds"])
         return scores
+
+    def _cell(self, text: str, budget: float) -> Cell:
+        return Cell(self.task.name, checkpoint(self.task.name), text, budget, self.seed, self.samples, self.task.revision)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
